@@ -1,0 +1,1 @@
+"""Checkpoint -> fused graph -> ONNX -> an artifact on disk, the only contact with `service`."""

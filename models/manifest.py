@@ -1,0 +1,218 @@
+"""The artifact's description: what `export` writes and `service` reads.
+
+An artifact is an immutable directory: `manifest.json`, the graphs it names, and a golden image.
+This module knows nothing of torch, ONNX or HTTP: the standard library and pydantic only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+MANIFEST_FILE = "manifest.json"
+
+GraphKind = Literal["classify", "introspect"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+ShortcutKind = Literal["identity", "projection", "pad"]
+Variant = Literal["v1", "v2"]
+
+# One value a block and image each, in this order: the last axis of the introspect graph's
+# `scalars`. All are means over the C*H*W elements of the block, so they stay in range in fp16.
+#   F residual branch (times its gate), s shortcut, u = s + F, y the block's output
+ScalarName = Literal[
+    "residual_mean_square",  # mean F^2
+    "shortcut_mean_square",  # mean s^2
+    "sum_mean_square",  # mean u^2
+    "output_mean_square",  # mean y^2
+    "residual_mean",  # mean F
+    "residual_channel_mean_square",  # mean_c (mean_p F_c)^2
+    "shortcut_channel_mean_square",  # mean_c (mean_p s_c)^2
+    "channel_mean_product",  # mean_c (mean_p F_c)(mean_p s_c)
+    "active",  # mean [u > 0]
+    "shortcut_active",  # mean [s > 0]
+    "both_active",  # mean [u > 0 and s > 0]
+]
+SCALARS: tuple[ScalarName, ...] = get_args(ScalarName)
+
+# The second axis of the introspect graph's `maps`: root mean square over channels, per position.
+MapName = Literal["residual", "shortcut", "sum", "output"]
+MAPS: tuple[MapName, ...] = get_args(MapName)
+
+
+class ManifestError(Exception):
+    """The directory is not an artifact that this version can read; the message says why."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Label(Record):
+    """A class: its English name and, where it has one, its WordNet id such as `n02124075`."""
+
+    label: str
+    wnid: str | None = None
+
+
+class Preprocessing(Record):
+    """Image -> uint8 [crop, crop, 3]: shorter side to `resize`, centre crop; mean and std in [0, 1] units."""
+
+    resize: int
+    crop: int
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Accuracy(Record):
+    """Agreement with labels, as fractions in [0, 1], measured through the graph that carries it."""
+
+    dataset: str
+    num_images: int
+    top1: float
+    top5: float
+
+
+class Parity(Record):
+    """Agreement of an exported graph with the unfused source model, over `num_images` images."""
+
+    num_images: int
+    batch_sizes: tuple[int, ...]
+    max_abs_delta_logit: float
+    logit_range: float
+    top1_agreement: float
+    sum_parity_max_abs: float | None = None  # introspect: max |(F + s) - the source network's own sum|
+
+
+class Tensor(Record):
+    """A graph's input or output; a string in `shape` is a free dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Graph(Record):
+    """One ONNX file of the artifact."""
+
+    kind: GraphKind
+    precision: Precision
+    file: str
+    sha256: str
+    num_bytes: int
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    engines: tuple[str, ...]  # which engines may run it
+    parity: Parity
+    golden_logits: tuple[float, ...]  # of the golden image, from the source model
+    golden_tolerance: float  # how far an engine may be from them, in logits
+    accuracy: Accuracy | None = None
+
+
+class ReceptiveField(Record):
+    """In input pixels: cell i of a block's output is centred at `center0 + i * stride` and sees `size`."""
+
+    center0: float
+    size: int
+
+
+class Block(Record):
+    """One residual block, in the order of the network; `shape` is C, H, W of its output."""
+
+    name: str
+    stage: int
+    index: int
+    shortcut: ShortcutKind
+    shape: tuple[int, int, int]
+    stride: int
+    receptive_field: ReceptiveField
+
+
+class Provenance(Record):
+    """Where the weights came from."""
+
+    source: str
+    weights_sha256: str
+    num_parameters: int
+    recipe: dict[str, object] | None = None
+    dataset: str | None = None
+    commit: str | None = None
+    seed: int | None = None
+    checkpoint_accuracy: Accuracy | None = None
+
+
+class Manifest(Record):
+    """`manifest.json`; see docs/artifact.md."""
+
+    format: Literal[1] = 1
+    name: str
+    version: str
+    architecture: str
+    variant: Variant
+    num_classes: int
+    labels: tuple[Label, ...]
+    preprocessing: Preprocessing
+    provenance: Provenance
+    blocks: tuple[Block, ...]
+    graphs: tuple[Graph, ...]
+    golden_image: str  # PNG of exactly [crop, crop, 3], already preprocessed
+    created: str
+
+    def graph(self, kind: GraphKind, precision: Precision | None = None) -> Graph | None:
+        """The graph of that kind (and precision), or None."""
+        for graph in self.graphs:
+            if graph.kind == kind and precision in (None, graph.precision):
+                return graph
+        return None
+
+    def write(self, directory: Path) -> None:
+        (directory / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def map_slices(blocks: Sequence[Block]) -> list[slice]:
+    """Where each block's H*W positions lie along the last axis of `maps` [N, 4, sum of H*W]."""
+    slices, start = [], 0
+    for block in blocks:
+        _, height, width = block.shape
+        slices.append(slice(start, start + height * width))
+        start += height * width
+    return slices
+
+
+def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
+    """Read an artifact's manifest and, with `verify`, check every file's SHA-256.
+
+    Raises:
+        ManifestError: no manifest, an unreadable one, a missing file, or a hash that differs.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"no artifact at {directory}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ManifestError(f"{path} is not a manifest of format 1: {where}: {first['msg']}") from error
+    for file in (manifest.golden_image, *(graph.file for graph in manifest.graphs)):
+        if not (directory / file).resolve().is_relative_to(directory.resolve()):
+            raise ManifestError(f"{path} names a file outside of the artifact: {file}")
+        if not (directory / file).is_file():
+            raise ManifestError(f"{directory} lacks the file {file} that its manifest names")
+    if verify:
+        for graph in manifest.graphs:
+            if sha256_of(directory / graph.file) != graph.sha256:
+                raise ManifestError(f"{directory / graph.file} differs from the SHA-256 in its manifest")
+    return manifest

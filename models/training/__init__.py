@@ -1,0 +1,1 @@
+"""Training: recipe, data, augmentation, the loop, and the checkpoint that it ends with."""

@@ -1,0 +1,101 @@
+"""A labelled image data set, decoded once and held in memory as uint8.
+
+Reads what Hugging Face `datasets` reads: a folder of Parquet shards (`train-*.parquet`,
+`valid-*.parquet`), a folder of image folders, or a hub id. Images go through
+`models.preprocess`, the one that is served. It knows nothing of augmentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.manifest import Label, Preprocessing
+from models.preprocess import preprocess
+
+SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val", "test")}
+
+
+class DataError(Exception):
+    """The data set cannot be read, or lacks what is asked of it; the message says what."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """images: uint8 [num_images, H, W, 3]; labels: int64 [num_images]; classes: K of them."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[Label, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_images(path: str, split: str, spec: Preprocessing, limit: int | None = None) -> ImageSet:
+    """Decode a split ("train" or "valid") to `spec.crop` pixels square; `limit` takes the first so many.
+
+    Raises:
+        DataError: nothing readable there, no such split, or no image and label columns.
+    """
+    table = _open(path, split)
+    columns = table.features or {}
+    image_column = next((n for n, f in columns.items() if isinstance(f, datasets.Image)), None)
+    label_column = next((n for n, f in columns.items() if isinstance(f, datasets.ClassLabel)), None)
+    if image_column is None or label_column is None:
+        raise DataError(f"{path} needs an image column and a ClassLabel column; it has {dict(columns)}")
+    if limit is not None:
+        table = table.select(range(min(limit, len(table))))
+    table = table.cast_column(image_column, datasets.Image(decode=False))
+
+    def decode(index: int) -> None:
+        cell = table[index][image_column]
+        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        images[index] = preprocess(data, spec).pixels
+
+    images = np.empty((len(table), spec.crop, spec.crop, 3), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(decode, range(len(table)), chunksize=256))
+    labels = torch.tensor(table[label_column][:], dtype=torch.long)
+    return ImageSet(path, torch.from_numpy(images), labels, _classes(path, columns[label_column].names))
+
+
+def _open(path: str, split: str) -> datasets.Dataset:
+    names = SPLIT_NAMES[split]
+    folder = Path(path)
+    try:
+        if not folder.exists():
+            available = datasets.get_dataset_split_names(path)
+            chosen = next((name for name in names if name in available), None)
+            if chosen is None:
+                raise DataError(f"{path} has no {split} split; it has {', '.join(available)}")
+            return datasets.load_dataset(path, split=chosen)
+        for name in names:
+            shards = sorted(str(file) for file in folder.glob(f"{name}*.parquet"))
+            if shards:
+                return datasets.load_dataset("parquet", data_files=shards, split="train")
+            if (folder / name).is_dir():
+                return datasets.load_dataset("imagefolder", data_dir=str(folder / name), split="train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"cannot read the {split} split of {path}: {error}") from error
+    raise DataError(
+        f"{path} has no {split} split: expected {names[0]}*.parquet or a folder {names[0]}/ of class folders"
+    )
+
+
+def _classes(path: str, names: list[str]) -> tuple[Label, ...]:
+    """Class names, with WordNet ids where a `classes.json` beside the data gives them."""
+    file = Path(path) / "classes.json"
+    if not file.is_file():
+        return tuple(Label(label=name) for name in names)
+    wnids = {row["index"]: row.get("wnid") for row in json.loads(file.read_text(encoding="utf-8"))}
+    return tuple(Label(label=name, wnid=wnids.get(index)) for index, name in enumerate(names))

@@ -1,0 +1,229 @@
+"""The training loop.
+
+Every random choice of step i is drawn from (seed, i) alone, so a run that was killed goes on from
+its last saved step with the same result as one that was not. Devices, processes and mixed precision
+are Lightning Fabric's: under `torchrun` each process takes its slice of every batch.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+from tqdm import tqdm
+
+from models.training.augment import augment, normalise
+from models.training.data import ImageSet
+from models.training.plots import plot_curves
+from models.training.recipe import Recipe
+from models.training.run import (
+    STATE_FILE,
+    TrainingError,
+    make_fabric,
+    make_state,
+    network_of,
+    restore_state,
+    save_state,
+    unwrapped,
+    write_checkpoint,
+)
+
+LOSSES_KEPT = 50  # losses are looked at this many steps at a time: reading each would stall a GPU
+
+
+def train(
+    recipe: Recipe,
+    train_set: ImageSet,
+    valid_set: ImageSet,
+    out: Path,
+    *,
+    resume: bool = True,
+    accelerator: str = "auto",
+    save_every: int | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Path:
+    """Train as `recipe` says and return the path of the checkpoint.
+
+    Args:
+        train_set: images of `recipe.store_size`; valid_set: of `recipe.test_crop`.
+        out: folder for logs, curves, the state to resume from and the checkpoint.
+        resume: go on from the state in `out`, where there is one.
+        save_every: steps between saved states; None: once an epoch.
+        on_step: called with the number of finished steps.
+
+    Raises:
+        TrainingError: labels that do not fit the recipe, a saved run of another recipe,
+            or a loss that is not finite.
+    """
+    _check_sets(recipe, train_set, valid_set)
+    out.mkdir(parents=True, exist_ok=True)
+    fabric = make_fabric(recipe, accelerator, out)
+    steps_per_epoch = len(train_set) // recipe.batch_size
+    if steps_per_epoch == 0:
+        raise TrainingError(f"{len(train_set)} images do not fill one batch of {recipe.batch_size}")
+    num_steps = steps_per_epoch * recipe.epochs
+    state = make_state(recipe, fabric)
+    if resume and (out / STATE_FILE).is_file():
+        restore_state(fabric, state, recipe, out)
+    images, labels = train_set.images.to(fabric.device), train_set.labels.to(fabric.device)
+
+    pending: list[Tensor] = []
+    bar = tqdm(
+        total=num_steps, initial=state["step"], unit="step", disable=not fabric.is_global_zero, mininterval=1
+    )
+    for step in range(state["step"], num_steps):
+        pending.append(train_step(step, num_steps, recipe, fabric, state, images, labels))
+        state["step"] = step + 1
+        epoch, position = divmod(state["step"], steps_per_epoch)
+        save_now = position == 0 or (save_every is not None and state["step"] % save_every == 0)
+        if save_now or len(pending) == LOSSES_KEPT:
+            state["losses"] += _finite(pending, state["step"])
+            bar.set_postfix(loss=f"{state['losses'][-1]:.3f}", size=recipe.resolution(step / num_steps))
+        bar.update()
+        if position == 0:
+            if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
+                _record(fabric, recipe, state, valid_set, epoch, num_steps, out)
+            state["losses"] = []
+        if save_now:
+            save_state(fabric, state, out)
+        if on_step:
+            on_step(state["step"])
+    bar.close()
+    return write_checkpoint(fabric, recipe, state, valid_set, out)
+
+
+def train_step(
+    step: int,
+    num_steps: int,
+    recipe: Recipe,
+    fabric: Fabric,
+    state: dict[str, Any],
+    images: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """One update; returns the loss, detached and still on the device."""
+    model, optimizer = state["model"], state["optimizer"]
+    torch.manual_seed(_seed(recipe.seed, step, fabric.global_rank))
+    generator = torch.Generator(fabric.device).manual_seed(_seed(recipe.seed, step, fabric.global_rank))
+    indices = batch_indices(step, len(labels), recipe)[fabric.global_rank :: fabric.world_size].to(
+        fabric.device
+    )
+    size = recipe.resolution(step / num_steps)
+    x_NCHW, target_NK = augment(images[indices], labels[indices], size, recipe, generator)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(step / num_steps)
+    model.train()
+    loss = F.cross_entropy(model(x_NCHW), target_NK, label_smoothing=recipe.label_smoothing)
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    if recipe.clip_norm:
+        fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_norm)
+    optimizer.step()
+    if state["ema"] is not None:
+        state["ema"].update_parameters(unwrapped(model))
+    return loss.detach()
+
+
+def batch_indices(step: int, num_images: int, recipe: Recipe) -> Tensor:
+    """The images of a step: every epoch is a permutation of its own, and its rest is left out."""
+    epoch, position = divmod(step, num_images // recipe.batch_size)
+    generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch, -1))
+    start = position * recipe.batch_size
+    return torch.randperm(num_images, generator=generator)[start : start + recipe.batch_size]
+
+
+def _seed(seed: int, number: int, stream: int) -> int:
+    return (seed * 1_000_003 + number) * 1_009 + stream + 1
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, images: ImageSet, recipe: Recipe, fabric: Fabric
+) -> tuple[float, float, float]:
+    """Loss, top-1 and top-5 in [0, 1] on every process's share of `images`, together."""
+    model.eval()
+    num_classes = len(images.classes)
+    top1, top5 = (
+        MulticlassAccuracy(num_classes, top_k=k, average="micro").to(fabric.device)
+        for k in (1, min(5, num_classes))
+    )
+    loss = torch.zeros((), device=fabric.device)
+    indices = torch.arange(fabric.global_rank, len(images), fabric.world_size)
+    for chunk in indices.split(256):
+        labels = images.labels[chunk].to(fabric.device)
+        x_NCHW = images.images[chunk].to(fabric.device).permute(0, 3, 1, 2).float() / 255
+        with fabric.autocast():
+            logits = model(normalise(x_NCHW, recipe).contiguous(memory_format=torch.channels_last)).float()
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        top1.update(logits, labels)
+        top5.update(logits, labels)
+    total = fabric.all_reduce(loss, reduce_op="sum")
+    return float(total) / len(images), float(top1.compute()), float(top5.compute())
+
+
+def _record(
+    fabric: Fabric,
+    recipe: Recipe,
+    state: dict[str, Any],
+    valid_set: ImageSet,
+    epoch: int,
+    num_steps: int,
+    out: Path,
+) -> None:
+    """Validate, then write the row to the history, CSV, TensorBoard and the curves."""
+    loss, top1, top5 = evaluate(network_of(state), valid_set, recipe, fabric)
+    row = {
+        "epoch": epoch,
+        "step": state["step"],
+        "learning_rate": recipe.learning_rate_at(state["step"] / num_steps),
+        "train_loss": sum(state["losses"]) / len(state["losses"]),
+        "valid_loss": loss,
+        "valid_top1": top1,
+        "valid_top5": top5,
+    }
+    state["history"].append(row)
+    fabric.log_dict(row, step=state["step"])
+    if fabric.is_global_zero:
+        with (out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            writer.writeheader()
+            writer.writerows(state["history"])
+        plot_curves(state["history"], recipe.name, out / "curves.png")
+        tqdm.write(
+            f"epoch {epoch}: loss {row['train_loss']:.3f}, valid {loss:.3f}, "
+            f"top-1 {top1:.2%}, top-5 {top5:.2%}"
+        )
+
+
+def _finite(pending: list[Tensor], step: int) -> list[float]:
+    """The losses of the steps before `step` as numbers; empties `pending`."""
+    values = torch.stack(pending)
+    bad = (~torch.isfinite(values)).nonzero().flatten()
+    if len(bad):
+        first = int(bad[0])
+        raise TrainingError(
+            f"the loss became {values[first].item()} at step {step - len(pending) + first}: "
+            "try a lower learning_rate, a longer warmup_epochs, or clip_norm"
+        )
+    pending.clear()
+    return values.tolist()
+
+
+def _check_sets(recipe: Recipe, train_set: ImageSet, valid_set: ImageSet) -> None:
+    for images, size in ((train_set, recipe.store_size), (valid_set, recipe.test_crop)):
+        if len(images.classes) != recipe.num_classes:
+            raise TrainingError(
+                f"{images.name} has {len(images.classes)} classes, the recipe {recipe.num_classes}: "
+                f"--set num_classes={len(images.classes)}"
+            )
+        if len(images) == 0 or images.images.shape[1:] != (size, size, 3):
+            raise TrainingError(
+                f"{images.name}: expected images of {size} pixels, got {tuple(images.images.shape)}"
+            )

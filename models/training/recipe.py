@@ -1,0 +1,221 @@
+"""Recipes: what to train and how, as plain data.
+
+`residuum train NAME` takes a row of RECIPES; `--set epochs=3` changes a field. What a recipe
+does not know: where the data lies, and on what machine it runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from models.manifest import Interpolation, Preprocessing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+class RecipeError(Exception):
+    """No such recipe, no such field, or a value that makes no sense; the message names it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run, given the data and the machine.
+
+    Attributes:
+        resolutions: (up to this fraction of the run, side in pixels); small images first cost little
+            and teach much (progressive resizing; Touvron et al. 2019, arXiv 1906.06423, on why the
+            test images may then be larger than the last training ones).
+        store_size: side at which decoded images are held in memory.
+        test_resize, test_crop: the served preprocessing.
+        crop_scale: share of the image's area that a random resized crop takes; None: pad by
+            `crop_padding` pixels and crop, as for CIFAR.
+        jitter: brightness, contrast and saturation change by up to this fraction.
+        schedule: after `warmup_epochs`, down to 0 along a cosine, or by 10 at each of `milestones`.
+        precision: "auto" is bf16 mixed where the machine has bf16 arithmetic, fp32 elsewhere.
+    """
+
+    name: str
+    architecture: str
+    num_classes: int
+    epochs: int
+    batch_size: int
+    resolutions: tuple[tuple[float, int], ...]
+    store_size: int
+    test_resize: int
+    test_crop: int
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    seed: int = 0
+    width: int | None = None
+    zero_init_branch: bool = True
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step"] = "cosine"
+    warmup_epochs: float = 1.0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    label_smoothing: float = 0.0
+
+    crop_scale: tuple[float, float] | None = (0.35, 1.0)
+    crop_padding: int = 4
+    flip: bool = True
+    jitter: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    compile: bool = False
+    checkpoint_blocks: bool = False
+    validate_every: int = 1
+
+    def resolution(self, progress: float) -> int:
+        """Side of the training images at `progress` in [0, 1) of the run."""
+        return next(size for until, size in self.resolutions if progress < until or until >= 1)
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Learning rate at `progress` in [0, 1] of the run: linear warm-up, then the schedule."""
+        warmup = self.warmup_epochs / self.epochs
+        if progress < warmup:
+            return self.learning_rate * progress / warmup
+        if self.schedule == "step":
+            return self.learning_rate * 0.1 ** sum(progress >= at for at in self.milestones)
+        return self.learning_rate * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+
+    def preprocessing(self) -> Preprocessing:
+        """What validation uses, and what is then served."""
+        return Preprocessing(
+            resize=self.test_resize,
+            crop=self.test_crop,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def _cifar10(architecture: str) -> Recipe:
+    """He et al. 2016, section 4.2: 64k iterations of 128 images, lr 0.1 divided by 10 twice."""
+    return Recipe(
+        name=f"cifar10-{architecture}",
+        architecture=architecture,
+        num_classes=10,
+        epochs=164,
+        batch_size=128,
+        resolutions=((1.0, 32),),
+        store_size=32,
+        test_resize=32,
+        test_crop=32,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        zero_init_branch=False,
+        learning_rate=0.1,
+        weight_decay=1e-4,
+        schedule="step",
+        crop_scale=None,
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        # The embedded model, within two hours of two CPU cores without bf16 arithmetic.
+        Recipe(
+            name="tiny-imagenet-cpu",
+            architecture="resnet18-64px",
+            num_classes=200,
+            epochs=13,
+            batch_size=128,
+            resolutions=((0.45, 32), (0.75, 40), (1.0, 48)),
+            store_size=64,
+            test_resize=64,
+            test_crop=64,
+            learning_rate=0.2,
+            weight_decay=2.5e-4,
+            label_smoothing=0.1,
+            jitter=0.2,
+            validate_every=2,
+        ),
+        # The same network with time to spare: one GPU.
+        Recipe(
+            name="tiny-imagenet-gpu",
+            architecture="resnet18-64px",
+            num_classes=200,
+            epochs=150,
+            batch_size=256,
+            resolutions=((0.3, 48), (0.7, 64), (1.0, 80)),
+            store_size=64,
+            test_resize=96,
+            test_crop=96,
+            width=64,
+            learning_rate=0.4,
+            weight_decay=2e-4,
+            warmup_epochs=5,
+            label_smoothing=0.1,
+            ema_decay=0.9995,
+            crop_scale=(0.25, 1.0),
+            jitter=0.4,
+            erasing=0.1,
+            mixup=0.1,
+            cutmix=1.0,
+            compile=True,
+        ),
+        *(_cifar10(f"resnet{layers}") for layers in (20, 32, 44, 56)),
+        # 110 layers start with a lower learning rate until they have found a direction (section 4.2).
+        replace(_cifar10("resnet110"), warmup_epochs=2),
+    )
+}
+
+
+def get_recipe(name: str, changes: dict[str, str] | None = None) -> Recipe:
+    """The recipe of that name with `changes`, such as `{"epochs": "3"}`, read as literals.
+
+    Raises:
+        RecipeError: unknown recipe or field, or a value that is not a Python literal or a word.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(RECIPES)}"
+        raise RecipeError(f"unknown recipe {name!r}: {hint}")
+    values: dict[str, object] = {}
+    known = {field.name for field in fields(Recipe)}
+    for key, text in (changes or {}).items():
+        if key not in known:
+            raise RecipeError(f"a recipe has no field {key!r}; it has: {', '.join(sorted(known))}")
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    recipe = replace(RECIPES[name], **values)  # type: ignore[arg-type]
+    _check(recipe)
+    return recipe
+
+
+def _check(recipe: Recipe) -> None:
+    for name in ("epochs", "batch_size", "store_size", "test_resize", "test_crop", "num_classes"):
+        value = getattr(recipe, name)
+        if not isinstance(value, int) or value < 1:
+            raise RecipeError(f"{name} must be a positive whole number, not {value!r}")
+    if not isinstance(recipe.learning_rate, int | float) or recipe.learning_rate <= 0:
+        raise RecipeError(f"learning_rate must be positive, not {recipe.learning_rate!r}")
+    if recipe.optimizer not in ("sgd", "adamw"):
+        raise RecipeError(f"optimizer must be sgd or adamw, not {recipe.optimizer!r}")
+    if recipe.schedule not in ("cosine", "step"):
+        raise RecipeError(f"schedule must be cosine or step, not {recipe.schedule!r}")
+    if recipe.precision not in ("auto", "32-true", "bf16-mixed"):
+        raise RecipeError(f"precision must be auto, 32-true or bf16-mixed, not {recipe.precision!r}")
+    if not recipe.warmup_epochs < recipe.epochs:
+        raise RecipeError(
+            f"warmup_epochs ({recipe.warmup_epochs}) must be fewer than epochs ({recipe.epochs})"
+        )

@@ -1,0 +1,61 @@
+"""Fixtures: the embedded artifact, and a small random one made by the real export pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from export.pipeline import export_artifact
+from models.checkpoint import CheckpointMetadata, describe_architecture
+from models.manifest import Label, Preprocessing
+from models.resnet import ResNet, build
+
+# Networks as small as these run faster on one thread than on many.
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def liven(model: ResNet, seed: int = 0) -> ResNet:
+    """Random BatchNorm statistics and parameters, so that fusing them wrongly shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+                module.weight.uniform_(0.4, 1.2, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+    return model.eval()
+
+
+def metadata_for(model: ResNet, size: int = 32) -> CheckpointMetadata:
+    return CheckpointMetadata(
+        architecture=describe_architecture(model),
+        labels=tuple(Label(label=f"class {index}") for index in range(model.spec.num_classes)),
+        preprocessing=Preprocessing(
+            resize=size, crop=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The default model's artifact."""
+    return ROOT / "models" / "embedded"
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-20 with random weights and ten classes for 32x32 images, as an artifact."""
+    model = liven(build("resnet20", seed=1))
+    out = tmp_path_factory.mktemp("artifacts") / "resnet20"
+    export_artifact(
+        model, metadata_for(model), "resnet20", out, source="random weights", weights_sha256="0" * 64
+    )
+    return out

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.training.augment import augment, color_jitter, mix, normalise, random_crop, random_erasing
+from models.training.recipe import RECIPES
+
+PLAIN = replace(RECIPES["cifar10-resnet20"], flip=False, crop_padding=0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(count: int = 8, size: int = 32) -> Tensor:
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator(9))
+
+
+def test_without_randomness_only_normalisation_is_left() -> None:
+    images = batch()
+    x, target = augment(images, torch.arange(8), 32, PLAIN, generator())
+    expected = normalise(images.permute(0, 3, 1, 2).float() / 255, PLAIN)
+    assert torch.allclose(x, expected, atol=1e-5)
+    assert torch.equal(target.argmax(1), torch.arange(8))
+
+
+def test_the_generator_decides_everything() -> None:
+    recipe = replace(RECIPES["tiny-imagenet-gpu"], num_classes=10)
+    first, again, other = (augment(batch(), torch.arange(8), 24, recipe, generator(s)) for s in (1, 1, 2))
+    assert first[0].shape == (8, 3, 24, 24)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_flip_mirrors_about_half() -> None:
+    x = torch.rand(400, 3, 4, 4, generator=generator())
+    flipped = random_crop(x, 4, replace(PLAIN, flip=True), generator())
+    mirrored = torch.isclose(flipped, x.flip(3), atol=1e-5).all((1, 2, 3))
+    kept = torch.isclose(flipped, x, atol=1e-5).all((1, 2, 3))
+    assert bool((mirrored | kept).all())
+    assert 150 < int(mirrored.sum()) < 250
+
+
+def test_padding_shifts_by_whole_pixels() -> None:
+    x = torch.rand(50, 3, 8, 8, generator=generator())
+    shifted = random_crop(x, 8, replace(PLAIN, crop_padding=2), generator())
+    values = x.flatten(1)
+    for row in range(50):
+        inside = shifted[row][shifted[row] != 0]
+        assert bool((torch.cdist(inside[:, None], values[row][:, None]).min(1).values < 1e-5).all())
+
+
+def test_random_resized_crop_shows_a_part_at_the_asked_size() -> None:
+    ramp = torch.linspace(0, 1, 64).expand(64, 3, 64, 64)
+    crops = random_crop(ramp, 16, replace(PLAIN, crop_scale=(0.25, 0.25)), generator())
+    spans = crops[..., -1].mean((1, 2)) - crops[..., 0].mean((1, 2))
+    assert crops.shape == (64, 3, 16, 16)
+    # Half the side, up to an aspect of 4:3 either way, less one cell.
+    assert bool(((spans > 0.5 * 0.75**0.5 - 0.1) & (spans < 0.5 * (4 / 3) ** 0.5)).all())
+
+
+def test_jitter_keeps_grey_grey_and_the_range() -> None:
+    x = color_jitter(torch.full((20, 3, 4, 4), 0.5), 0.4, generator())
+    assert torch.allclose(x[:, 0], x[:, 2], atol=1e-6)
+    assert x[:, 0, 0, 0].std() > 0.05
+    bright = color_jitter(torch.rand(20, 3, 4, 4), 0.4, generator())
+    assert 0 <= float(bright.min()) <= float(bright.max()) <= 1
+
+
+def test_erasing_clears_a_box_of_the_chosen() -> None:
+    x = torch.ones(300, 3, 32, 32)
+    share = (random_erasing(x, 0.5, generator()) == 0).float().mean((1, 2, 3))
+    assert 100 < int((share > 0).sum()) < 200
+    assert float(share.max()) < 0.4
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0)])
+def test_mixing_weights_match_the_pixels(mixup: float, cutmix: float) -> None:
+    """Image i is filled with the value i, so its mean tells how much of which image it holds."""
+    n = 16
+    x = torch.arange(n).float().reshape(-1, 1, 1, 1).expand(n, 3, 32, 32)
+    mixed, target = mix(x, torch.eye(n), mixup, cutmix, generator())
+    assert torch.allclose(mixed.mean((1, 2, 3)), target @ torch.arange(n).float(), atol=1e-3)
+    assert torch.allclose(target.sum(1), torch.ones(n))
+    assert float((target.diagonal() < 0.999).float().mean()) > 0.3

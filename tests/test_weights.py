@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from models.weights import WeightsError, load_foreign
+from tests.conftest import liven
+from tests.foreign import ForeignResNet
+
+CASES: dict[str, tuple[dict[str, Any], str, int]] = {
+    "CIFAR, option A": (dict(depths=(3, 3, 3), width=16, option="A", head="linear"), "resnet20", 32),
+    "CIFAR, 110 layers": (dict(depths=(18, 18, 18), width=16, option="A", head="linear"), "resnet110", 32),
+    "CIFAR, option B": (dict(depths=(3, 3, 3), width=16, side="shortcut", num_classes=100), "resnet20", 32),
+    "ImageNet, basic": (dict(depths=(2, 2, 2, 2), imagenet=True, num_classes=1000), "resnet18", 64),
+    "ImageNet, bottleneck": (
+        dict(depths=(3, 4, 6, 3), imagenet=True, bottleneck=True, num_classes=1000),
+        "resnet50",
+        64,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_the_foreign_network(case: str) -> None:
+    arguments, name, size = CASES[case]
+    foreign = liven(ForeignResNet(**arguments), seed=5)
+    ours = load_foreign(foreign.state_dict())
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, got = foreign(x), ours(x)
+    assert ours.spec.name == name
+    assert torch.allclose(got, expected, rtol=0, atol=1e-4 * float(expected.max() - expected.min()))
+    assert expected.std() > 0.01
+
+
+def _foreign20() -> nn.Module:
+    return liven(ForeignResNet((3, 3, 3), width=16, option="A", head="linear"))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".th", ".safetensors"])
+def test_files_and_wrappers(tmp_path: Path, suffix: str) -> None:
+    state = {f"module.{name}": tensor for name, tensor in _foreign20().state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "best_prec1": 91.7, "epoch": 200}, path)
+    assert load_foreign(path).spec.name == "resnet20"
+
+
+def test_files_without_counters_load() -> None:
+    state = {k: v for k, v in _foreign20().state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert load_foreign(state).spec.num_classes == 10
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match="cannot read weights"):
+        load_foreign(tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("layer2.1.conv1.weight"), "1 missing"),
+        (lambda s: s.update({"layer1.0.conv9.weight": torch.zeros(1)}), "1 unexpected"),
+        (lambda s: s.update({"linear.weight": torch.zeros(7, 64)}), "1 of another shape"),
+        (lambda s: s.update({"decoder.weight": torch.zeros(1)}), "unknown tensor names: decoder.weight"),
+        (lambda s: s.clear(), "not a ResNet"),
+    ],
+)
+def test_a_mismatch_is_named(change: Any, message: str) -> None:
+    state = dict(_foreign20().state_dict())
+    change(state)
+    with pytest.raises(WeightsError, match=message):
+        load_foreign(state)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "noise.pth").write_bytes(b"noise" * 100)
+    for path in (tmp_path / "noise.pth", tmp_path / "absent.pth", tmp_path / "absent.safetensors"):
+        with pytest.raises(WeightsError, match="cannot read weights"):
+            load_foreign(path)
