@@ -19,8 +19,9 @@ from PIL import Image
 
 from models.checkpoint import CheckpointError, load_checkpoint
 from models.manifest import Preprocessing
+from models.resnet import build
 from models.training.data import DataError, load_images
-from models.training.loop import batch_indices, train
+from models.training.loop import as_served, batch_indices, recalibrate, train
 from models.training.recipe import RECIPES, Recipe, RecipeError, get_recipe
 from models.training.run import CHECKPOINT_FILE, STATE_FILE, TrainingError, make_optimizer
 from tests.conftest import ROOT
@@ -45,6 +46,7 @@ TINY = replace(
     cutmix=1.0,
     clip_norm=5.0,
     ema_decay=0.8,
+    recalibrate=True,
 )
 
 
@@ -195,8 +197,6 @@ def test_every_epoch_is_a_permutation() -> None:
 
 
 def test_norms_and_biases_are_not_decayed() -> None:
-    from models.resnet import build
-
     model = build("resnet20")
     decayed, kept = make_optimizer(TINY, model).param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (TINY.weight_decay, 0.0)
@@ -232,3 +232,19 @@ def test_a_damaged_checkpoint_is_refused(uninterrupted: Path, tmp_path: Path) ->
     for path in (tmp_path / "cut.safetensors", tmp_path / "absent.safetensors"):
         with pytest.raises(CheckpointError, match="cannot read"):
             load_checkpoint(path)
+
+
+def test_recalibrated_statistics_are_those_of_served_images() -> None:
+    recipe = replace(TINY, store_size=24, test_resize=40, test_crop=32)
+    images = torch.randint(
+        0, 256, (30, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    network = build("resnet20", width=4).train()
+    recalibrate(network, images, recipe)
+    x = as_served(images, recipe)
+    with torch.inference_mode():
+        stem = network.get_submodule("stem.conv")(x)
+    assert x.shape == (30, 3, 32, 32)
+    norm = network.get_submodule("stem.norm")
+    assert torch.allclose(norm.running_mean, stem.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.running_var, stem.var((0, 2, 3)), rtol=1e-4)

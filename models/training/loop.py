@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
@@ -36,6 +37,7 @@ from models.training.run import (
 )
 
 LOSSES_KEPT = 50  # losses are looked at this many steps at a time: reading each would stall a GPU
+RECALIBRATION_IMAGES = 10_000
 
 
 def train(
@@ -88,14 +90,17 @@ def train(
             bar.set_postfix(loss=f"{state['losses'][-1]:.3f}", size=recipe.resolution(step / num_steps))
         bar.update()
         if position == 0:
-            if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
+            state["train_loss"], state["losses"] = sum(state["losses"]) / len(state["losses"]), []
+            if epoch % recipe.validate_every == 0 and epoch < recipe.epochs:
                 _record(fabric, recipe, state, valid_set, epoch, num_steps, out)
-            state["losses"] = []
         if save_now:
             save_state(fabric, state, out)
         if on_step:
             on_step(state["step"])
     bar.close()
+    if recipe.recalibrate:
+        recalibrate(network_of(state), images, recipe)
+    _record(fabric, recipe, state, valid_set, recipe.epochs, num_steps, out)
     return write_checkpoint(fabric, recipe, state, valid_set, out)
 
 
@@ -143,6 +148,28 @@ def _seed(seed: int, number: int, stream: int) -> int:
     return (seed * 1_000_003 + number) * 1_009 + stream + 1
 
 
+@torch.no_grad()
+def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None:
+    """Replace the BatchNorm statistics by their mean over training images as they are served.
+
+    The same images in every process, so that all end with the same statistics.
+    """
+    generator = torch.Generator().manual_seed(_seed(recipe.seed, 0, -1))
+    chosen = torch.randperm(len(images_NHW3), generator=generator)[:RECALIBRATION_IMAGES]
+    batches = chosen.to(images_NHW3.device).split(256)
+    update_bn((as_served(images_NHW3[batch], recipe) for batch in batches), network)
+
+
+def as_served(images_NHW3: Tensor, recipe: Recipe) -> Tensor:
+    """Stored training images, resized and cropped as in validation; normalised float [N, 3, crop, crop]."""
+    x = images_NHW3.permute(0, 3, 1, 2).float() / 255
+    if recipe.store_size != recipe.test_resize:
+        x = F.interpolate(x, size=recipe.test_resize, mode="bilinear", antialias=True, align_corners=False)
+    margin = (recipe.test_resize - recipe.test_crop) // 2
+    x = x[:, :, margin : margin + recipe.test_crop, margin : margin + recipe.test_crop]
+    return normalise(x, recipe).contiguous(memory_format=torch.channels_last)
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, images: ImageSet, recipe: Recipe, fabric: Fabric
@@ -183,12 +210,12 @@ def _record(
         "epoch": epoch,
         "step": state["step"],
         "learning_rate": recipe.learning_rate_at(state["step"] / num_steps),
-        "train_loss": sum(state["losses"]) / len(state["losses"]),
+        "train_loss": state["train_loss"],
         "valid_loss": loss,
         "valid_top1": top1,
         "valid_top5": top5,
     }
-    state["history"].append(row)
+    state["history"] = [earlier for earlier in state["history"] if earlier["epoch"] < epoch] + [row]
     fabric.log_dict(row, step=state["step"])
     if fabric.is_global_zero:
         with (out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:

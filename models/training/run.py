@@ -80,6 +80,7 @@ def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
         "ema": ema,
         "step": 0,
         "losses": [],  # of the epoch under way
+        "train_loss": float("nan"),  # of the epoch before it
         "history": [],
         "recipe": asdict(recipe),
         "commit": _commit(),

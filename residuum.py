@@ -1,0 +1,520 @@
+"""The command line: `residuum serve | classify | introspect | models | train | export | bench`.
+
+Each command imports what it needs when it runs, so `residuum serve` never loads torch. An error that the
+user can mend goes to stderr in one line, with exit code 2; `--json` prints for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.training.recipe import Recipe
+    from service.introspection_query import IntrospectQuery
+    from service.repository import LoadedModel
+
+# What runs a graph, of the server's settings; the other settings are about serving.
+ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads")
+OUR_PACKAGES = ("models", "export", "service", "benchmarks", __name__)
+BAR_WIDTH = 20
+
+
+class CommandError(Exception):
+    """What was asked cannot be done; the message says why."""
+
+
+# --- serve ----------------------------------------------------------------------------------------
+
+
+def serve_options(parser: argparse.ArgumentParser) -> None:
+    from service.settings import Settings
+
+    add_setting_flags(parser, tuple(Settings.model_fields))
+
+
+def serve(args: argparse.Namespace) -> int:
+    from service.app import serve as run_server
+    from service.settings import Settings, load_settings
+
+    run_server(load_settings(**given(args, tuple(Settings.model_fields))))
+    return 0
+
+
+def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """A flag for each setting; its name, help and default are written in `service.settings` only."""
+    from service.settings import ENV_PREFIX, Settings, flag_of
+
+    group = parser.add_argument_group("settings", f"each also as an environment variable, {ENV_PREFIX}NAME")
+    for name in names:
+        field = Settings.model_fields[name]
+        default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+        group.add_argument(
+            flag_of(name),
+            dest=name,
+            action="append" if name == "model" else "store",
+            metavar=name.rsplit("_", 1)[-1].upper(),
+            help=f"{field.description} (default: {default})".replace("%", "%%"),
+        )
+
+
+def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The flags that were given; the environment and the defaults decide the rest."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+# --- classify and introspect, without a server -----------------------------------------------------
+
+
+def image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="a name under --artifacts, or a path to an artifact (default: embedded)"
+    )
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="how many predictions (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON, in the form that the server answers")
+    add_setting_flags(parser, ENGINE_SETTINGS)
+
+
+def classify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, GIF, TIFF or BMP"
+    )
+    image_options(parser)
+
+
+def classify(args: argparse.Namespace) -> int:
+    from models.preprocess import ImageError, preprocess
+    from service.postprocess import top_predictions
+
+    failed = 0
+    results = []
+    with closing(open_model(args)) as model:
+        check_top_k(args, model)
+        for path in args.images:
+            try:
+                image = preprocess(read_file(path), model.manifest.preprocessing)
+            except (ImageError, CommandError) as error:
+                failed += 1
+                print_error(f"{path}: {error}" if isinstance(error, ImageError) else str(error))
+                continue
+            (future,) = model.classify.submit([{"images": image.pixels}])
+            best = top_predictions(future.result().outputs["logits"], model.manifest.labels, args.top_k)
+            about = {"format": image.format, "width": image.width, "height": image.height}
+            predictions = [prediction.model_dump() for prediction in best]
+            results.append({"file": str(path), "predictions": predictions, "image": about})
+            if not args.json:
+                print(f"{path} ({image.format}, {image.width} x {image.height})")
+                print_predictions(predictions)
+        if args.json:
+            print_json(about_model(model) | {"results": results})
+    return 2 if failed else 0
+
+
+def introspect_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, GIF, TIFF or BMP")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="write .png, .npz or .json, by its suffix"
+    )
+    for name in ("target", "blocks", "quantities", "maps", "scale", "gates", "render", "colormap", "alpha"):
+        parser.add_argument(
+            f"--{name}", help="as the parameter of POST /introspect; see docs/introspection.md"
+        )
+    image_options(parser)
+
+
+def introspect(args: argparse.Namespace) -> int:
+    from models.preprocess import preprocess
+    from service.introspection import measure
+    from service.introspection_answer import Run, answer, to_json, to_npz
+    from service.introspection_query import resolve
+    from service.rendering import contact_sheet
+
+    suffix = args.out.suffix.lower() if args.out else ""
+    if args.out and suffix not in (".png", ".npz", ".json"):
+        raise CommandError(f"-o {args.out}: the suffix must be .png, .npz or .json")
+    names = (
+        "target",
+        "blocks",
+        "quantities",
+        "maps",
+        "scale",
+        "gates",
+        "render",
+        "colormap",
+        "alpha",
+        "top_k",
+    )
+    with closing(open_model(args)) as model:
+        options = resolve(introspect_query(given(args, names)), model.manifest)
+        image = preprocess(read_file(args.image), model.manifest.preprocessing, keep_original=True)
+        if model.introspect is None:
+            raise CommandError(f"{model.name} has no introspect graph: export it again")
+        (future,) = model.introspect.submit([{"images": image.pixels, "gates": options.gates_L}])
+        result = future.result()
+        quantities = measure(
+            model.manifest, *(result.outputs[name] for name in ("logits", "scalars", "maps"))
+        )
+        run = Run("fp32", model.engine.name, {"inference": result.inference_ms})
+        document = answer(quantities, model.manifest, options, image, run)
+        if suffix == ".png":
+            write_file(args.out, contact_sheet(quantities, model.manifest, options, image))
+        elif suffix == ".npz":
+            write_file(args.out, to_npz(quantities, model.manifest, options, image, run))
+        elif suffix == ".json":
+            write_file(args.out, to_json(document))
+    if args.json:
+        print_json(document)
+    else:
+        print(f"{args.image} ({image.format}, {image.width} x {image.height})")
+        print_predictions(document["predictions"])
+        print_blocks(document["blocks"])
+    if args.out:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return 0
+
+
+def introspect_query(flags: dict[str, Any]) -> IntrospectQuery:
+    from pydantic import ValidationError
+
+    from service.introspection_query import IntrospectQuery
+
+    try:
+        return IntrospectQuery(**flags)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise CommandError(f"--{name} {first['input']}: {first['msg']}") from error
+
+
+def open_model(args: argparse.Namespace) -> LoadedModel:
+    """The model asked for, verified and ready, one image at a time."""
+    from service.repository import find_artifact, load_model
+    from service.settings import load_settings
+
+    settings = load_settings(**given(args, ENGINE_SETTINGS), max_batch_size=1)
+    return load_model(find_artifact(args.model or settings.model[0], settings.artifacts), settings)
+
+
+def check_top_k(args: argparse.Namespace, model: LoadedModel) -> None:
+    if not 1 <= args.top_k <= model.manifest.num_classes:
+        raise CommandError(f"--top-k {args.top_k}: {model.name} has {model.manifest.num_classes} classes")
+
+
+def about_model(model: LoadedModel) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "version": model.manifest.version,
+        "precision": model.precision,
+        "engine": model.engine.name,
+    }
+
+
+def print_predictions(predictions: Sequence[dict[str, Any]]) -> None:
+    table = new_table("", ">%", "label", "wnid")
+    for row in predictions:
+        table.add_row(
+            bar(row["probability"]), f"{100 * row['probability']:.1f}", row["label"], row["wnid"] or ""
+        )
+    print_table(table)
+
+
+def print_blocks(blocks: Sequence[dict[str, Any]]) -> None:
+    """A line a block; the bar is the branch's signed share of the sum's energy, cut to [0, 1]."""
+    table = new_table(
+        "block",
+        "shortcut",
+        ">shape",
+        "branch's share of the sum",
+        ">share",
+        ">|F|/|s|",
+        ">cosine",
+        ">clipped",
+    )
+    for block in blocks:
+        share = (block.get("share") or {}).get("residual")
+        clipped = (block.get("relu") or {}).get("clip_fraction")
+        shape = " x ".join(map(str, block["shape"]))
+        numbers = (number(value) for value in (share, block.get("ratio"), block.get("cosine"), clipped))
+        table.add_row(block["name"], block["shortcut"], shape, bar(share or 0.0), *numbers)
+    print_table(table)
+
+
+# --- models, train, export, bench -------------------------------------------------------------------
+
+
+def models_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_setting_flags(parser, ("artifacts",))
+
+
+def models(args: argparse.Namespace) -> int:
+    from models.manifest import MANIFEST_FILE, read_manifest
+    from service.repository import find_artifact
+    from service.settings import EMBEDDED, load_settings
+
+    settings = load_settings(**given(args, ("artifacts",)))
+    folders = [path.parent for path in sorted(settings.artifacts.glob(f"*/{MANIFEST_FILE}"))]
+    rows: list[dict[str, Any]] = []
+    for folder in [find_artifact(EMBEDDED, settings.artifacts), *folders]:
+        manifest = read_manifest(folder, verify=False)
+        graph = manifest.graph("classify")
+        accuracy = graph.accuracy.top1 if graph and graph.accuracy else None
+        rows.append(
+            {
+                "model": EMBEDDED if folder not in folders else folder.name,
+                "name": manifest.name,
+                "version": manifest.version,
+                "architecture": manifest.architecture,
+                "num_classes": manifest.num_classes,
+                "num_parameters": manifest.provenance.num_parameters,
+                "precisions": sorted({graph.precision for graph in manifest.graphs}),
+                "top1": accuracy,
+            }
+        )
+    if args.json:
+        print_json(rows)
+        return 0
+    table = new_table(
+        "--model", "name", "version", "architecture", ">classes", ">parameters", "precisions", ">top-1"
+    )
+    for row in rows:
+        top1 = "" if row["top1"] is None else f"{100 * row['top1']:.2f} %"
+        numbers = (f"{row['num_classes']:,}", f"{row['num_parameters']:,}", " ".join(row["precisions"]), top1)
+        table.add_row(row["model"], row["name"], row["version"], row["architecture"], *numbers)
+    print_table(table)
+    return 0
+
+
+def train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a name; without one, the recipes are listed"
+    )
+    parser.add_argument(
+        "--data", metavar="PATH", help="folder of Parquet shards or of class folders, or a hub id"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="logs and checkpoint (default: runs/RECIPE)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe; repeatable",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of each split")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--no-resume", dest="resume", action="store_false", help="start anew in a used folder"
+    )
+
+
+def train(args: argparse.Namespace) -> int:
+    from models.training.recipe import RECIPES, get_recipe
+
+    if args.recipe is None:
+        print_recipes(list(RECIPES.values()))
+        return 0
+    if args.data is None:
+        raise CommandError("--data is needed: a folder of Parquet shards or of class folders, or a hub id")
+    if malformed := [item for item in args.set if "=" not in item]:
+        raise CommandError(f"--set {malformed[0]}: expected FIELD=VALUE, such as epochs=30")
+    recipe = get_recipe(args.recipe, dict(item.split("=", 1) for item in args.set))
+    need("train", "torch", "lightning_fabric", "datasets")
+    from models.training.data import load_images
+    from models.training.loop import train as run_training
+
+    served = recipe.preprocessing()
+    stored = served.model_copy(update={"resize": recipe.store_size, "crop": recipe.store_size})
+    train_set = load_images(args.data, "train", stored, args.limit)
+    valid_set = load_images(args.data, "valid", served, args.limit)
+    out = args.out or Path("runs") / recipe.name
+    print(run_training(recipe, train_set, valid_set, out, resume=args.resume, accelerator=args.device))
+    return 0
+
+
+def print_recipes(recipes: Sequence[Recipe]) -> None:
+    table = new_table("recipe", "architecture", ">classes", ">epochs", ">batch", ">test pixels")
+    for recipe in recipes:
+        numbers = (recipe.num_classes, recipe.epochs, recipe.batch_size, recipe.test_crop)
+        table.add_row(recipe.name, recipe.architecture, *map(str, numbers))
+    print_table(table)
+
+
+def export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="what `residuum train` ended with"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the artifact's folder")
+    parser.add_argument("--name", help="the model's name (default: the folder's)")
+    parser.add_argument("--data", metavar="PATH", help="measure accuracy on this data set's validation split")
+
+
+def export(args: argparse.Namespace) -> int:
+    need("export", "torch", "onnx", "onnxscript")
+    from export.pipeline import ValidationImages, export_artifact
+    from models.checkpoint import load_checkpoint
+    from models.manifest import sha256_of
+
+    model, metadata = load_checkpoint(args.checkpoint)
+    validation = None
+    if args.data:
+        need("train", "datasets")
+        from models.training.data import load_images
+
+        images = load_images(args.data, "valid", metadata.preprocessing)
+        validation = ValidationImages(Path(args.data).name, images.images.numpy(), images.labels.numpy())
+    name = args.name or args.out.resolve().name
+    source = f"trained by residuum, recipe {(metadata.recipe or {}).get('name')}"
+    sha256 = sha256_of(args.checkpoint)
+    manifest = export_artifact(
+        model, metadata, name, args.out, source=source, weights_sha256=sha256, validation=validation
+    )
+    table = new_table("graph", "precision", ">MiB", ">max |Δlogit|", ">top-1 agreement", ">top-1", ">top-5")
+    for graph in manifest.graphs:
+        accuracy = (graph.accuracy.top1, graph.accuracy.top5) if graph.accuracy else ()
+        percent = [f"{100 * value:.2f} %" for value in (graph.parity.top1_agreement, *accuracy)]
+        size, delta = f"{graph.num_bytes / 2**20:.1f}", f"{graph.parity.max_abs_delta_logit:.1e}"
+        table.add_row(graph.kind, graph.precision, size, delta, *percent)
+    print_table(table)
+    print(args.out)
+    return 0
+
+
+def bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="a name under --artifacts, or a path to an artifact (default: embedded)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="time for each row (default: 2)"
+    )
+    add_setting_flags(parser, ENGINE_SETTINGS)
+
+
+def bench(args: argparse.Namespace) -> int:
+    need("export", "onnx")
+    from benchmarks.engines import bench_engine
+    from service.repository import find_artifact
+    from service.settings import load_settings
+
+    settings = load_settings(**given(args, ENGINE_SETTINGS))
+    bench_engine(find_artifact(args.model or settings.model[0], settings.artifacts), settings, args.seconds)
+    return 0
+
+
+# --- printing -----------------------------------------------------------------------------------------
+
+
+def new_table(*columns: str) -> Any:
+    """A plain table; a heading that starts with `>` is set to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", no_wrap=True
+        )
+    return table
+
+
+def print_table(table: Any) -> None:
+    from rich.console import Console
+
+    # Piped, there is no width to fit into: nothing may be cut.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def print_json(document: object) -> None:
+    print(json.dumps(document, indent=1, ensure_ascii=False))
+
+
+def print_error(message: str) -> None:
+    print(f"residuum: {message}", file=sys.stderr)
+
+
+def bar(value: float) -> str:
+    """A bar for a number in [0, 1]; eighths of a cell, and numbers outside are cut."""
+    eighths = round(min(max(value, 0.0), 1.0) * BAR_WIDTH * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(BAR_WIDTH)
+
+
+def number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+
+
+def need(extra: str, *packages: str) -> None:
+    """Raise where packages of an extra are not installed, saying how to get them."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise CommandError(f"{', '.join(missing)} not installed: pip install 'residuum[{extra}]'")
+
+
+# --- the parser ---------------------------------------------------------------------------------------
+
+Options = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+
+COMMANDS: dict[str, tuple[str, Options, Run]] = {
+    "serve": ("answer over HTTP", serve_options, serve),
+    "classify": ("label images, without a server", classify_options, classify),
+    "introspect": ("show what every residual block did to an image", introspect_options, introspect),
+    "models": ("list the models that can be served", models_options, models),
+    "train": ("train a recipe on a data set", train_options, train),
+    "export": ("turn a checkpoint into an artifact", export_options, export),
+    "bench": ("measure a model's graphs on this machine", bench_options, bench),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="residuum",
+        description="Serve pretrained ResNets, and show what their residual blocks do.",
+        epilog="residuum COMMAND --help says more.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (summary, options, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        options(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(arguments)
+    try:
+        return args.run(args)  # type: ignore[no-any-return]
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        # An error that one of our packages defines is for the user; any other is a bug, with its traceback.
+        if type(error).__module__.split(".")[0] not in OUR_PACKAGES:
+            raise
+        print_error(str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Artifact -> engine -> batches -> HTTP."""

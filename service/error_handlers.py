@@ -1,0 +1,101 @@
+"""Whatever goes wrong, whoever raised it -> a problem document.
+
+Our own problems, what the framework raises for a path, a method or a query parameter, and a client that left;
+what nobody foresaw is caught by middleware.py.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+
+from service.errors import MEDIA_TYPE, InvalidParameter, MethodNotAllowed, NotFound, Problem
+from service.schemas import ProblemDocument
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every answer that is not a success a problem document, and say so in the OpenAPI document."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        schemas = document["components"]["schemas"]
+        schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
+        for name in ("HTTPValidationError", "ValidationError"):  # what the framework would have said
+            schemas.pop(name, None)
+        for path in document["paths"].values():
+            for operation in path.values():
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    del operation["responses"]["422"]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid_query)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _on_invalid_query(request: Request, error: Exception) -> Response:
+    """Pydantic's complaint about a query parameter (no route has any other input that it checks)."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    parameter = str(first["loc"][-1] if len(first["loc"]) < 2 else first["loc"][1])
+    if first["type"] == "extra_forbidden":
+        return InvalidParameter(
+            parameter, f"There is no query parameter {parameter!r} here.", "GET /docs lists them."
+        ).response()
+    message = str(first["msg"])
+    return InvalidParameter(
+        parameter, f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}."
+    ).response()
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself raises: 404 for a path, 405 for a method."""
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path, request.method
+    if error.status_code == 405:
+        allowed = ", ".join(allowed_methods(request))
+        if method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
+        return MethodNotAllowed(
+            f"{method} is not possible on {path}.", f"Allowed: {allowed}.", {"Allow": allowed}
+        ).response()
+    if error.status_code == 404:
+        return NotFound(f"There is nothing at {path}.", "GET /docs lists every call.").response()
+    problem = Problem(str(error.detail), headers=dict(error.headers or {}))
+    phrase = HTTPStatus(error.status_code).phrase
+    document = problem.document() | {"title": phrase, "status": error.status_code, "code": "http_error"}
+    document["type"] = "about:blank"
+    return JSONResponse(document, error.status_code, problem.headers, MEDIA_TYPE)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """Nobody reads this; 499 is what access logs customarily say then."""
+    return Response(status_code=499)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """The methods of every route at the request's path; the framework names only those of the first."""
+    methods = [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+    return ["HEAD", "OPTIONS", *methods] if "GET" in methods else ["OPTIONS", *methods]

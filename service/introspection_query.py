@@ -1,0 +1,260 @@
+"""The question put to `/introspect`: its parameters, and what they mean for one artifact.
+
+Two steps, because only the second needs a manifest: `IntrospectQuery` checks every value by itself (the
+route and the command line share it), `resolve` turns names into indices of blocks and classes. It knows no
+HTTP and runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from models.manifest import Block, Label, Manifest
+from service.colormaps import ColormapName
+from service.introspection import MAP_QUANTITIES, SCALAR_GROUPS, MapQuantity
+from service.schemas import ImageQuery
+
+GATE_LIMIT = 4.0  # either way: enough to double or invert a branch; far beyond, activations overflow
+LATER = ("contribution", "lens", "lesion")  # named in the answer, null in artifacts of format 1
+
+MapEncoding = Literal["none", "u8", "f16", "f32"]
+Scale = Literal["image", "stage"]
+Render = Literal["raw", "overlay"]
+TargetMode = Literal["top1", "index", "label"]
+
+
+class ParameterError(Exception):
+    """A parameter's value does not fit this artifact; `hint` says what would."""
+
+    def __init__(self, parameter: str, detail: str, hint: str = "") -> None:
+        super().__init__(f"{detail} {hint}".strip())
+        self.parameter = parameter
+        self.detail = detail
+        self.hint = hint
+
+
+class IntrospectQuery(ImageQuery):
+    """The parameters of `/introspect`; everything has a default."""
+
+    target: str = Field(
+        "top1",
+        description="the class that the answer is about: `top1`, an index, or a label (any case; the whole "
+        "label, its first comma-separated word, or the WordNet id)",
+    )
+    blocks: str = Field(
+        "", description="comma-separated blocks (`stage3.0`) or stages (`stage3`); all if empty"
+    )
+    quantities: str = Field(
+        "",
+        description=f"comma-separated maps ({', '.join(MAP_QUANTITIES)}) and scalars "
+        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all, and `share` in an image",
+    )
+    maps: MapEncoding | None = Field(
+        None, description="how maps are encoded, or `none`; `u8` in JSON and `f32` in NPZ if not given"
+    )
+    scale: Literal["image", "stage", "reference"] = Field(
+        "image", description="magnitudes have one vmax over all blocks (`image`) or over each stage (`stage`)"
+    )
+    gates: str = Field(
+        "",
+        description="factors on the residual branches, -4 to 4, 1 = untouched: one for every block, as "
+        "`1,1,0,1`, or by name, as `stage2.0:0,stage3:0.5` (a later pair overrides an earlier one)",
+    )
+    top_k: int = Field(5, ge=1, description="how many predictions; at most the number of classes")
+    render: Render = Field(
+        "overlay", description="image only: cells over the photograph, or the map by itself"
+    )
+    colormap: ColormapName | None = Field(
+        None, description="image only; by quantity if not given: coolwarm for ratio and cosine, else viridis"
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="image only: opacity of the map")
+    lesion: bool = Field(False, description="not available for this version's artifacts")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class asked for; `index` is None for the most probable one."""
+
+    mode: TargetMode
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """A query resolved against one manifest.
+
+    Attributes:
+        blocks: indices into the manifest's blocks, ascending.
+        maps: the maps asked for, in the order of MAP_QUANTITIES.
+        groups: the scalar groups asked for, in the order of SCALAR_GROUPS.
+        complete: nothing was left out by `quantities`.
+        encoding: None where the query leaves it to the format.
+        gates_L: float32, for every block of the network.
+    """
+
+    target: Target
+    blocks: tuple[int, ...]
+    maps: tuple[MapQuantity, ...]
+    groups: tuple[str, ...]
+    complete: bool
+    encoding: MapEncoding | None
+    scale: Scale
+    gates_L: NDArray[np.float32]
+    top_k: int
+    render: Render
+    colormap: ColormapName | None
+    alpha: float
+
+
+def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
+    """What `query` means for the artifact of `manifest`.
+
+    Raises:
+        ParameterError: an unknown block, class or quantity, unusable gates, or what no artifact has yet.
+    """
+    if query.lesion:
+        raise ParameterError(
+            "lesion",
+            "Lesions are not available for this artifact.",
+            "gates=NAME:0 removes one block; compare the logits.",
+        )
+    if query.scale == "reference":
+        raise ParameterError(
+            "scale",
+            "scale=reference is not available for this artifact: its manifest has no reference percentiles.",
+            "Choose image or stage.",
+        )
+    num_classes = manifest.num_classes
+    if "top_k" in query.model_fields_set and query.top_k > num_classes:
+        raise ParameterError(
+            "top_k",
+            f"top_k={query.top_k}: {manifest.name} has {num_classes} classes.",
+            f"At most {num_classes}.",
+        )
+    maps, groups = parse_quantities(query.quantities)
+    return Options(
+        target=parse_target(query.target, manifest.labels),
+        blocks=parse_blocks(query.blocks, manifest.blocks),
+        maps=maps,
+        groups=groups,
+        complete=not _names(query.quantities),
+        encoding=query.maps,
+        scale=query.scale,
+        gates_L=parse_gates(query.gates, manifest.blocks),
+        top_k=min(query.top_k, num_classes),
+        render=query.render,
+        colormap=query.colormap,
+        alpha=query.alpha,
+    )
+
+
+def parse_target(text: str, labels: Sequence[Label]) -> Target:
+    """`top1`, an index, or a label."""
+    wanted = text.strip().casefold()
+    if wanted == "top1":
+        return Target("top1", None)
+    if wanted.isdecimal() and wanted.isascii():
+        index = int(wanted[:9])  # longer ones are out of range anyway
+        if index >= len(labels):
+            raise ParameterError("target", f"target={text}: classes go from 0 to {len(labels) - 1}.")
+        return Target("index", index)
+    spellings = (
+        [label.label for label in labels],
+        [label.wnid or "" for label in labels],
+        [label.label.split(",")[0] for label in labels],
+    )
+    for names in spellings:
+        found = [i for i, name in enumerate(names) if wanted and name.strip().casefold() == wanted]
+        if len(found) == 1:
+            return Target("label", found[0])
+        if found:
+            indices = ", ".join(str(index) for index in found)
+            raise ParameterError(
+                "target", f"target={text}: several classes have this label.", f"Choose by index: {indices}."
+            )
+    raise ParameterError(
+        "target",
+        f"target={text}: this model has no such class.",
+        "Use top1, an index, a label, its first word before a comma, or a WordNet id.",
+    )
+
+
+def parse_blocks(text: str, blocks: Sequence[Block]) -> tuple[int, ...]:
+    """Indices of the blocks that a list of block and stage names covers; of all blocks for an empty list."""
+    names = _names(text)
+    if not names:
+        return tuple(range(len(blocks)))
+    return tuple(sorted({index for name in names for index in _blocks_named(name, blocks, "blocks")}))
+
+
+def parse_quantities(text: str) -> tuple[tuple[MapQuantity, ...], tuple[str, ...]]:
+    """The maps and the scalar groups that a list of names covers; all of both for an empty list."""
+    names = _names(text)
+    if not names:
+        return MAP_QUANTITIES, tuple(SCALAR_GROUPS)
+    for name in names:
+        if name in LATER:
+            raise ParameterError("quantities", f"quantities: {name} is not available for this artifact.")
+        if name not in MAP_QUANTITIES and name not in SCALAR_GROUPS:
+            raise ParameterError(
+                "quantities",
+                f"quantities: there is no {name!r}.",
+                f"Maps: {', '.join(MAP_QUANTITIES)}. Scalars: {', '.join(SCALAR_GROUPS)}.",
+            )
+    maps = tuple(quantity for quantity in MAP_QUANTITIES if quantity in names)
+    return maps, tuple(group for group in SCALAR_GROUPS if group in names)
+
+
+def parse_gates(text: str, blocks: Sequence[Block]) -> NDArray[np.float32]:
+    """One factor a block, from a list of all of them or from `name:value` pairs; ones for an empty list."""
+    items = _names(text)
+    gates = np.ones(len(blocks), np.float32)
+    if any(":" in item for item in items):
+        for item in items:
+            name, _, value = item.partition(":")
+            named = _blocks_named(name.strip(), blocks, "gates")
+            gates[named] = _gate(value, item)
+    elif items:
+        if len(items) != len(blocks):
+            raise ParameterError(
+                "gates",
+                f"gates: {len(items)} values for {len(blocks)} blocks.",
+                f"Give {len(blocks)} numbers, or pairs such as {blocks[-1].name}:0.",
+            )
+        gates[:] = [_gate(item, item) for item in items]
+    return gates
+
+
+def _gate(value: str, item: str) -> float:
+    try:
+        gate = float(value)
+    except ValueError:
+        gate = math.nan
+    if not abs(gate) <= GATE_LIMIT:
+        raise ParameterError(
+            "gates",
+            f"gates: {item!r} is not usable.",
+            f"A gate is a number from {-GATE_LIMIT:g} to {GATE_LIMIT:g}.",
+        )
+    return gate
+
+
+def _blocks_named(name: str, blocks: Sequence[Block], parameter: str) -> list[int]:
+    found = [i for i, block in enumerate(blocks) if name in (block.name, f"stage{block.stage}")]
+    if not found:
+        known = ", ".join(block.name for block in blocks)
+        raise ParameterError(
+            parameter, f"{parameter}: there is no block or stage {name!r}.", f"Blocks: {known}."
+        )
+    return found
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

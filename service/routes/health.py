@@ -1,0 +1,25 @@
+"""GET /health/live and /health/ready, for whoever starts, stops and balances servers."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.errors import NotReady, problem_responses
+from service.schemas import Status
+from service.serving import serving_of
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+@router.get("/live", summary="Does the process answer?")
+async def live() -> Status:
+    return Status(status="live")
+
+
+@router.get("/ready", summary="Does it serve?", responses=problem_responses(NotReady))
+async def ready(request: Request) -> Status:
+    """Ready: the models are loaded and warmed, the golden check has passed, and it is not draining."""
+    serving = serving_of(request)
+    if serving.state != "ready":
+        raise NotReady(f"The server is {serving.state}.")
+    return Status(status="ready")

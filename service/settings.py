@@ -1,0 +1,124 @@
+"""Every setting of the server: the only reader of the environment.
+
+A setting has one name: `max_batch_size` is the field, `--max-batch-size` the flag of `residuum serve` and
+`RESIDUUM_MAX_BATCH_SIZE` the environment variable; a flag wins over the variable. The command line and the
+docs are made from `Settings.model_fields`, so a name, a default and a description are written here only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "RESIDUUM_"
+EMBEDDED = "embedded"  # the name of the model that comes with the package
+
+MiB = 2**20
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; the message names its flag and says what is allowed."""
+
+
+class Settings(BaseSettings):
+    """What `residuum serve` can be told; frozen, passed down, never global."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    model: Annotated[tuple[str, ...], NoDecode] = Field(
+        (EMBEDDED,),
+        description="a model to serve: a name under --artifacts, a path to an artifact, or 'embedded'; "
+        "repeatable (in the environment: separated by commas); the first one is the default",
+    )
+    artifacts: Path = Field(Path("artifacts"), description="the directory where artifacts are found by name")
+    engine: Literal["auto", "onnxruntime"] = Field("auto", description="what runs the graphs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where they run; auto: an NVIDIA GPU where one works, else the CPU"
+    )
+    precision: Literal["auto", "fp32"] = Field(
+        "auto", description="which of an artifact's classify graphs runs"
+    )
+    host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 for any free one")
+    max_batch_size: int = Field(8, ge=1, le=1024, description="images that run together at most")
+    max_wait_ms: float = Field(
+        0, ge=0, le=60_000, description="how long an image may wait for company while the engine is idle"
+    )
+    queue_capacity: int = Field(
+        128, ge=1, le=1_000_000, description="images that may wait; those beyond are refused with 503"
+    )
+    max_image_bytes: int = Field(20 * MiB, ge=1, description="size of one image file at most")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="width x height of an image at most")
+    max_images: int = Field(32, ge=1, description="images in one request at most")
+    max_request_bytes: int = Field(
+        64 * MiB, ge=1, description="size of a multipart body at most, all images together"
+    )
+    timeout_ms: int = Field(
+        30_000, ge=1, le=3_600_000, description="how long a request may take; a client can only shorten it"
+    )
+    drain_timeout: float = Field(
+        8, ge=0, le=3600, description="seconds that accepted requests get to finish after SIGTERM"
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="threads that run one graph on the CPU; 0: by its cores"
+    )
+    decode_threads: int = Field(0, ge=0, le=1024, description="threads that decode images; 0: one a core")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return value or (EMBEDDED,)
+
+    @model_validator(mode="after")
+    def _a_full_request_fits_the_queue(self) -> Self:
+        if self.max_images > self.queue_capacity:
+            raise ValueError(
+                f"--max-images {self.max_images} is more than --queue-capacity {self.queue_capacity}: "
+                "such a request could never be accepted"
+            )
+        return self
+
+
+def flag_of(field: str) -> str:
+    """`max_batch_size` -> `--max-batch-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def load_settings(**flags: object) -> Settings:
+    """Settings from flags (those that are not None), the environment and the defaults, in that order.
+
+    Raises:
+        SettingsError: a value is not allowed, or a flag does not exist.
+    """
+    flags = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**flags)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(_explain(first, given=flags)) from error
+
+
+def _explain(error: ErrorDetails, given: dict[str, object]) -> str:
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    field = str(error["loc"][0])
+    name = flag_of(field) if field in given else f"{ENV_PREFIX}{field.upper()}"
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    message = str(error["msg"])
+    if error["type"] == "literal_error":
+        message = f"not available; choose {error['ctx']['expected']}"
+    return f"{name} {error['input']}: {message[0].lower()}{message[1:]}"

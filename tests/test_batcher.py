@@ -1,0 +1,265 @@
+"""Batches form as they should, every caller gets its own row, and no caller can harm another."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.batcher import Batcher, BatchFailed, Closed, DeadlineMissed, QueueFull, Result, batch_sizes
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Doubler:
+    """An engine that doubles x, notes the batches it saw, and can be held and made to fail."""
+
+    def __init__(self) -> None:
+        self.batches: list[NDArray[Any]] = []
+        self.started = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        self.batches.append(inputs["x"])
+        self.started.set()
+        assert self.go_on.wait(60)
+        if (inputs["x"] < 0).any():
+            raise RuntimeError("negative")
+        return {"y": inputs["x"] * 2, "x": inputs["x"]}
+
+
+@pytest.fixture
+def engine() -> Doubler:
+    return Doubler()
+
+
+@pytest.fixture
+def batcher(engine: Doubler) -> Iterator[Batcher]:
+    made = make(engine)
+    yield made
+    engine.go_on.set()
+    made.close()
+
+
+def make(
+    engine: Doubler,
+    *,
+    max_batch_size: int = 4,
+    max_wait_ms: float = 0,
+    queue_capacity: int = 8,
+    ms: float = 1,
+) -> Batcher:
+    curve = dict.fromkeys(batch_sizes(max_batch_size), ms)
+    return Batcher("test", engine.run, curve, max_wait_ms=max_wait_ms, queue_capacity=queue_capacity)
+
+
+def row(value: float) -> Arrays:
+    return {"x": np.array([value], np.float32)}
+
+
+def value_of(future: Future[Result]) -> float:
+    return float(future.result(timeout=60).outputs["y"][0])
+
+
+def hold(engine: Doubler, batcher: Batcher) -> Future[Result]:
+    """Occupy the engine with one entry, so that what comes next has to wait."""
+    engine.go_on.clear()
+    engine.started.clear()
+    [future] = batcher.submit([row(100)])
+    assert engine.started.wait(60)
+    return future
+
+
+def test_batch_sizes_are_powers_of_two_and_the_maximum() -> None:
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(2) == [1, 2]
+    assert batch_sizes(8) == [1, 2, 4, 8]
+    assert batch_sizes(12) == [1, 2, 4, 8, 12]
+
+
+def test_each_entry_gets_its_own_row_and_timings(batcher: Batcher) -> None:
+    futures = batcher.submit([row(value) for value in range(6)])
+    assert [value_of(future) for future in futures] == [0, 2, 4, 6, 8, 10]
+    result = futures[0].result()
+    assert result.queue_ms >= 0
+    assert result.inference_ms >= 0
+
+
+def test_what_waits_runs_together_padded_to_a_warmed_size(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    futures = batcher.submit([row(1)]) + batcher.submit([row(2)]) + batcher.submit([row(3)])
+    engine.go_on.set()
+    assert [value_of(future) for future in [held, *futures]] == [200, 2, 4, 6]
+    assert [len(batch) for batch in engine.batches] == [1, 4]
+    assert engine.batches[1].ravel().tolist() == [1, 2, 3, 0]
+
+
+def test_a_full_batch_does_not_wait(engine: Doubler) -> None:
+    batcher = make(engine, max_wait_ms=3_600_000)
+    futures = batcher.submit([row(1), row(2), row(3)])
+    futures += batcher.submit([row(4)])
+    assert [value_of(future) for future in futures] == [2, 4, 6, 8]
+    assert len(engine.batches) == 1
+    batcher.close()
+
+
+def test_the_wait_for_company_ends(engine: Doubler) -> None:
+    batcher = make(engine, max_wait_ms=1)
+    [future] = batcher.submit([row(1)])
+    assert value_of(future) == 2
+    batcher.close()
+
+
+def test_a_failure_fails_its_batch_only(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    bad = batcher.submit([row(-1), row(1), row(2), row(3)])
+    good = batcher.submit([row(4)])
+    engine.go_on.set()
+    for future in bad:
+        with pytest.raises(BatchFailed, match="RuntimeError: negative"):
+            future.result(timeout=60)
+    assert value_of(held) == 200
+    assert value_of(good[0]) == 8
+
+
+def test_a_cancelled_entry_frees_its_place_and_stays_out_of_the_batch(engine: Doubler) -> None:
+    batcher = make(engine, queue_capacity=2)
+    held = hold(engine, batcher)
+    gone, stays = batcher.submit([row(1), row(2)])
+    assert gone.cancel()
+    assert batcher.num_waiting == 1
+    [third] = batcher.submit([row(3)])
+    engine.go_on.set()
+    assert [value_of(future) for future in (held, stays, third)] == [200, 4, 6]
+    assert engine.batches[1].ravel().tolist() == [2, 3]
+    with pytest.raises(CancelledError):
+        gone.result()
+    batcher.close()
+
+
+def test_an_entry_that_runs_can_no_longer_be_cancelled(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    assert not held.cancel()
+    engine.go_on.set()
+    assert value_of(held) == 200
+
+
+def test_all_rows_are_accepted_or_none(engine: Doubler) -> None:
+    batcher = make(engine, queue_capacity=3, ms=2_500)
+    held = hold(engine, batcher)
+    kept = batcher.submit([row(1), row(2)])
+    with pytest.raises(QueueFull) as refused:
+        batcher.submit([row(3), row(4)])
+    assert batcher.num_waiting == 2
+    # The running batch and one more, of 2.5 s each by the curve.
+    assert 2.5 < refused.value.retry_after_s <= 5
+    engine.go_on.set()
+    assert [value_of(future) for future in [held, *kept]] == [200, 2, 4]
+    batcher.close()
+
+
+def test_a_deadline_that_the_curve_cannot_meet_is_refused_at_once(engine: Doubler) -> None:
+    batcher = make(engine, ms=60_000)
+    held = hold(engine, batcher)
+    with pytest.raises(DeadlineMissed) as refused:
+        batcher.submit([row(1)], deadline=time.monotonic() + 90)
+    assert 0 < refused.value.retry_after_s <= 60
+    assert batcher.num_waiting == 0
+    [future] = batcher.submit([row(1)], deadline=time.monotonic() + 150)
+    engine.go_on.set()
+    assert [value_of(held), value_of(future)] == [200, 2]
+    batcher.close()
+
+
+def test_a_spoilt_curve_does_not_refuse_for_ever(engine: Doubler) -> None:
+    batcher = make(engine, ms=3_600_000)
+    [future] = batcher.submit([row(1)], deadline=time.monotonic() + 60)
+    assert value_of(future) == 2
+    assert batcher.batch_ms[1] < 3_600_000
+    batcher.close()
+
+
+def test_an_entry_whose_deadline_has_passed_does_not_run(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    deadline = time.monotonic() + 0.1
+    [late] = batcher.submit([row(1)], deadline)
+    [other] = batcher.submit([row(2)])
+    while time.monotonic() <= deadline:
+        pass
+    engine.go_on.set()
+    with pytest.raises(DeadlineMissed):
+        late.result(timeout=60)
+    assert [value_of(held), value_of(other)] == [200, 4]
+    assert [len(batch) for batch in engine.batches] == [1, 1]
+
+
+def test_close_runs_what_waits_and_takes_no_more(engine: Doubler) -> None:
+    batcher = make(engine)
+    held = hold(engine, batcher)
+    waiting = batcher.submit([row(1)])
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    while True:  # until the closer has come that far
+        try:
+            waiting += batcher.submit([row(1)])[:0]
+        except (Closed, QueueFull) as error:
+            if isinstance(error, Closed):
+                break
+    engine.go_on.set()
+    closer.join(60)
+    assert [value_of(held), value_of(waiting[0])] == [200, 2]
+
+
+def test_close_refuses_what_does_not_finish_in_time(engine: Doubler) -> None:
+    batcher = make(engine)
+    held = hold(engine, batcher)
+    [waiting] = batcher.submit([row(1)])
+    batcher.close(timeout_s=0)
+    with pytest.raises(Closed):
+        waiting.result(timeout=60)
+    engine.go_on.set()
+    assert value_of(held) == 200
+
+
+def test_the_curve_follows_what_is_measured(engine: Doubler) -> None:
+    batcher = make(engine, ms=1_000)
+    for _ in range(20):
+        value_of(batcher.submit([row(1)])[0])
+    assert batcher.batch_ms[1] < 100
+    assert batcher.batch_ms[4] == 1_000
+    batcher.close()
+
+
+def test_nobody_gets_anothers_row_under_random_cancels_and_errors(engine: Doubler) -> None:
+    batcher = make(engine, max_batch_size=8, max_wait_ms=0.5, queue_capacity=10_000)
+
+    def client(seed: int) -> int:
+        rng = random.Random(seed)
+        answered = 0
+        for request in range(60):
+            values = [seed * 1_000 + request + i / 8 for i in range(rng.randint(1, 3))]
+            if rng.random() < 0.05:
+                values[0] = -1.0
+            futures = batcher.submit([row(value) for value in values])
+            if rng.random() < 0.3:
+                rng.choice(futures).cancel()
+            for value, future in zip(values, futures, strict=True):
+                try:
+                    assert value_of(future) == 2 * value
+                    answered += 1
+                except (CancelledError, BatchFailed):
+                    pass
+        return answered
+
+    with ThreadPoolExecutor(8) as clients:
+        assert sum(clients.map(client, range(1, 9))) > 300
+    assert batcher.num_waiting == 0
+    batcher.close()

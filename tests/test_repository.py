@@ -1,0 +1,145 @@
+"""Only what is whole and right is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.manifest import read_manifest, sha256_of
+from service.errors import UnknownModel
+from service.repository import LoadError, Repository, find_artifact, load_model
+from service.settings import Settings
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(device="cpu", threads=1, max_batch_size=2)
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    """An artifact that may be damaged."""
+    return Path(shutil.copytree(artifact, tmp_path / "artifacts" / "copy"))
+
+
+def change_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    change(manifest)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_loads_warms_and_answers(artifact: Path, settings: Settings) -> None:
+    model = load_model(artifact, settings)
+    assert model.introspect is not None
+    assert list(model.classify.batch_ms) == list(model.introspect.batch_ms) == [1, 2]
+    pixels = np.asarray(Image.open(artifact / model.manifest.golden_image))
+    row = {"images": pixels, "gates": np.ones(len(model.manifest.blocks), np.float32)}
+    [introspected] = model.introspect.submit([row])
+    [classified] = model.classify.submit([{"images": pixels}])
+    graph = model.manifest.graph("classify")
+    assert graph is not None
+    for future in (introspected, classified):
+        np.testing.assert_allclose(future.result(60).outputs["logits"], graph.golden_logits, atol=1e-3)
+    model.close()
+
+
+def test_loading_can_be_stopped(artifact: Path, settings: Settings) -> None:
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(LoadError, match="stopped while loading"):
+        load_model(artifact, settings, stop)
+
+
+def test_the_embedded_model_loads(embedded: Path, settings: Settings) -> None:
+    assert find_artifact("embedded", Path("nowhere")).samefile(embedded)
+    load_model(embedded, settings).close()
+
+
+def test_names_and_the_default(artifact: Path, copy: Path, settings: Settings) -> None:
+    change_manifest(copy, lambda manifest: manifest.update(name="second"))
+    wanted = settings.model_copy(update={"model": (str(artifact), "copy"), "artifacts": copy.parent})
+    repository = Repository(wanted)
+    assert [model.name for model in repository] == ["resnet20", "second"]
+    assert repository.get(None).name == "resnet20"
+    assert repository.get("second").name == "second"
+    with pytest.raises(UnknownModel, match="no model named 'third'") as refused:
+        repository.get("third")
+    assert refused.value.hint == "Loaded: resnet20, second."
+    repository.close()
+
+
+def test_two_of_one_name_are_refused(artifact: Path, copy: Path, settings: Settings) -> None:
+    wanted = settings.model_copy(update={"model": (str(artifact), str(copy))})
+    with pytest.raises(LoadError, match="a model named 'resnet20' is loaded already"):
+        Repository(wanted)
+
+
+def test_an_unknown_artifact_is_refused_with_what_there_is(copy: Path) -> None:
+    with pytest.raises(LoadError, match=r"--model nix: .* there is: embedded, copy"):
+        find_artifact("nix", copy.parent)
+
+
+def flip_a_byte(directory: Path) -> None:
+    path = directory / read_manifest(directory).graphs[0].file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def make_no_graph(directory: Path) -> None:
+    file = read_manifest(directory).graphs[0].file
+    (directory / file).write_bytes(b"no graph")
+    digest = sha256_of(directory / file)
+    change_manifest(directory, lambda manifest: manifest["graphs"][0].update(sha256=digest))
+
+
+def change_golden(directory: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["graphs"][1]["golden_logits"][3] += 1.0
+
+    change_manifest(directory, change)
+
+
+def drop_golden(directory: Path) -> None:
+    change_manifest(directory, lambda manifest: manifest["graphs"][0]["golden_logits"].pop())
+
+
+def shrink_golden_image(directory: Path) -> None:
+    Image.new("RGB", (31, 31)).save(directory / read_manifest(directory).golden_image)
+
+
+def spoil_golden_image(directory: Path) -> None:
+    (directory / read_manifest(directory).golden_image).write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "manifest.json").unlink(), "no artifact at"),
+        (lambda path: (path / "manifest.json").write_text("{}"), "is not a manifest of format 1"),
+        (lambda path: (path / read_manifest(path).graphs[0].file).unlink(), "lacks the file"),
+        (lambda path: change_manifest(path, lambda m: m["labels"].pop()), "labels or golden logits differ"),
+        (lambda path: change_manifest(path, lambda m: m["graphs"].pop(0)), "no classify graph"),
+        (flip_a_byte, "differs from the SHA-256 in its manifest"),
+        (make_no_graph, "ONNX Runtime cannot open"),
+        (change_golden, r"the golden logits differ by 1(\.|,|$)"),
+        (drop_golden, "labels or golden logits differ"),
+        (shrink_golden_image, "is not 32 x 32"),
+        (spoil_golden_image, "the golden image of .* cannot be read"),
+    ],
+)
+def test_a_damaged_artifact_is_refused(
+    copy: Path, settings: Settings, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(copy)
+    with pytest.raises(LoadError, match=message):
+        load_model(copy, settings)
