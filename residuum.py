@@ -159,7 +159,9 @@ def introspect(args: argparse.Namespace) -> int:
         quantities = measure(
             model.manifest, *(result.outputs[name] for name in ("logits", "scalars", "maps"))
         )
-        run = Run("fp32", model.engine.name, {"inference": result.inference_ms})
+        graph = model.manifest.graph("introspect")
+        assert graph is not None
+        run = Run(graph.precision, model.engine.name, {"inference": result.inference_ms})
         document = answer(quantities, model.manifest, options, image, run)
         if suffix == ".png":
             write_file(args.out, contact_sheet(quantities, model.manifest, options, image))
@@ -253,7 +255,7 @@ def models_options(parser: argparse.ArgumentParser) -> None:
 
 
 def models(args: argparse.Namespace) -> int:
-    from models.manifest import MANIFEST_FILE, read_manifest
+    from models.manifest import MANIFEST_FILE, ManifestError, read_manifest
     from service.repository import find_artifact
     from service.settings import EMBEDDED, load_settings
 
@@ -261,7 +263,11 @@ def models(args: argparse.Namespace) -> int:
     folders = [path.parent for path in sorted(settings.artifacts.glob(f"*/{MANIFEST_FILE}"))]
     rows: list[dict[str, Any]] = []
     for folder in [find_artifact(EMBEDDED, settings.artifacts), *folders]:
-        manifest = read_manifest(folder, verify=False)
+        try:
+            manifest = read_manifest(folder, verify=False)
+        except ManifestError as error:
+            print_error(str(error))
+            continue
         graph = manifest.graph("classify")
         accuracy = graph.accuracy.top1 if graph and graph.accuracy else None
         rows.append(
@@ -368,9 +374,12 @@ def export(args: argparse.Namespace) -> int:
         from models.training.data import load_images
 
         images = load_images(args.data, "valid", metadata.preprocessing)
+        if images.classes != metadata.labels:
+            raise CommandError(f"--data {args.data}: its classes are not those of the checkpoint")
         validation = ValidationImages(Path(args.data).name, images.images.numpy(), images.labels.numpy())
     name = args.name or args.out.resolve().name
-    source = f"trained by residuum, recipe {(metadata.recipe or {}).get('name')}"
+    recipe = metadata.recipe or {}
+    source = f"residuum train {recipe['name']}" if "name" in recipe else f"checkpoint {args.checkpoint.name}"
     sha256 = sha256_of(args.checkpoint)
     manifest = export_artifact(
         model, metadata, name, args.out, source=source, weights_sha256=sha256, validation=validation
@@ -469,7 +478,7 @@ def need(extra: str, *packages: str) -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise CommandError(f"{', '.join(missing)} not installed: pip install 'residuum[{extra}]'")
+        raise CommandError(f"{', '.join(missing)} not installed: in a checkout, pip install -e '.[{extra}]'")
 
 
 # --- the parser ---------------------------------------------------------------------------------------
@@ -512,7 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # An error that one of our packages defines is for the user; any other is a bug, with its traceback.
         if type(error).__module__.split(".")[0] not in OUR_PACKAGES:
             raise
-        print_error(str(error))
+        print_error(" ".join(str(error).split()))
         return 2
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +29,16 @@ from export.verify import (
     synthetic_images,
 )
 from models.checkpoint import CheckpointMetadata
-from models.manifest import Graph, GraphKind, Manifest, Provenance, Tensor, sha256_of
+from models.manifest import (
+    MANIFEST_FILE,
+    Graph,
+    GraphKind,
+    Manifest,
+    Provenance,
+    Tensor,
+    read_manifest,
+    sha256_of,
+)
 from models.resnet import ResNet, describe_blocks
 
 GRAPHS: tuple[GraphKind, ...] = ("classify", "introspect")
@@ -72,8 +80,8 @@ def export_artifact(
         GateError: a graph differs from the model; nothing is left behind.
         ExportError: `out` exists and is not an artifact.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise ExportError(f"{out} exists and is not an artifact: choose another folder")
+    out = out.resolve()
+    _check_replaceable(out)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every operator of torchvision
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -82,9 +90,25 @@ def export_artifact(
         manifest = _make(model, metadata, name, work, source, weights_sha256, validation)
         manifest.write(work)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(Path(folder) / "replaced")
         work.rename(out)
     return manifest
+
+
+def _check_replaceable(out: Path) -> None:
+    """What would be lost must be an artifact and nothing else."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ExportError(f"{out} is a file: choose a folder")
+    kept = {MANIFEST_FILE}
+    if (out / MANIFEST_FILE).is_file():
+        old = read_manifest(out, verify=False)
+        kept |= {old.golden_image, *(graph.file for graph in old.graphs)}
+    if others := sorted(path.name for path in out.iterdir() if path.name not in kept):
+        raise ExportError(
+            f"{out} holds {', '.join(others[:3])}, which is no part of an artifact: choose another folder"
+        )
 
 
 def _make(
@@ -112,7 +136,7 @@ def _make(
         name=name,
         version=hashlib.sha256("".join(graph.sha256 for graph in graphs).encode()).hexdigest()[:12],
         architecture=model.spec.name,
-        variant="v1",
+        variant=model.variant,
         num_classes=model.spec.num_classes,
         labels=metadata.labels,
         preprocessing=preprocessing,

@@ -7,12 +7,12 @@ Shapes: N batch, H W space, K classes, L blocks.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +20,11 @@ from torch import Tensor
 from export.graph import tap_names
 from models.manifest import Accuracy, GraphKind, Parity, Preprocessing
 from models.resnet import ResNet
+
+# ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
 
 BATCH_SIZES = (1, 3, 8)
 PARITY_TOLERANCE = 1e-4  # of the logits' range, and of 1 where that is smaller
@@ -167,7 +172,9 @@ def measure_accuracy(
             for start in range(0, len(images_NHW3), 64)
         ]
     )
-    ranks = (logits > np.take_along_axis(logits, labels_N[:, None], 1)).sum(1)
+    # How many are not below the right one, itself left out: ties and NaN count against it.
+    own_N1 = np.take_along_axis(logits, labels_N[:, None], 1)
+    ranks = (~(logits < own_N1)).sum(1) - 1
     return Accuracy(
         dataset=dataset,
         num_images=len(labels_N),

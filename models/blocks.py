@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -33,8 +34,13 @@ class ResidualBlock(nn.Module):
         self.branch = branch
         self.shortcut = shortcut
 
+    def merge(self, shortcut: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum u = s + F, and the block's output. Not in place: u is an answer of its own."""
+        total = shortcut + residual
+        return total, F.relu(total)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x_NCHW) + self.branch(x_NCHW))
+        return self.merge(self.shortcut(x_NCHW), self.branch(x_NCHW))[1]
 
     def taps(self, x_NCHW: Tensor, gate_N111: Tensor | None = None) -> BlockTaps:
         """The same block with its parts kept apart; `gate` [N, 1, 1, 1] scales the branch."""
@@ -42,9 +48,7 @@ class ResidualBlock(nn.Module):
         if gate_N111 is not None:
             residual = gate_N111 * residual
         shortcut = self.shortcut(x_NCHW)
-        total = shortcut + residual
-        # Not in place: `total` is an answer of its own.
-        return BlockTaps(residual, shortcut, total, F.relu(total))
+        return BlockTaps(residual, shortcut, *self.merge(shortcut, residual))
 
 
 class Projection(nn.Sequential):
@@ -62,14 +66,14 @@ class Projection(nn.Sequential):
 class PadShortcut(nn.Module):
     """Shortcut of option A: every stride-th pixel, and zeros for the new channels; no parameters.
 
-    He et al. 2016, section 4.2. Half of the zero channels come before the old ones and half after,
-    which is where the CIFAR checkpoints in circulation were trained with them.
+    He et al. 2016, section 4.2, which leaves open where the zeros go: half before the old channels and half
+    after (most PyTorch code for CIFAR), or all after (Torch's own code).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, centered: bool = True) -> None:
         super().__init__()
         self.stride = stride
-        self.before = (out_channels - in_channels) // 2
+        self.before = (out_channels - in_channels) // 2 if centered else 0
         self.after = out_channels - in_channels - self.before
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -127,6 +131,7 @@ BRANCHES: dict[str, BranchKind] = {
 SHORTCUTS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "projection": Projection,
     "pad": PadShortcut,
+    "pad-after": partial(PadShortcut, centered=False),
 }
 
 

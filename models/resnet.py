@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.blocks import BRANCHES, SHORTCUTS, STEMS, BlockTaps, PadShortcut, Projection, ResidualBlock
-from models.manifest import Block, ReceptiveField, ShortcutKind
+from models.manifest import Block, ReceptiveField, ShortcutKind, Variant
 from models.zoo import Architecture, architecture
 
 
@@ -30,7 +32,7 @@ class ResNet(nn.Module):
             activations (memory of a thousand layers fits, about a third more time).
     """
 
-    variant = "v1"
+    variant: Variant = "v1"
 
     def __init__(self, spec: Architecture) -> None:
         super().__init__()
@@ -60,7 +62,8 @@ class ResNet(nn.Module):
         x_NCHW = self.stem(x_NCHW)
         for _, block in self.named_blocks():
             if self.checkpoint_blocks and self.training:
-                x_NCHW = checkpoint(block, x_NCHW, use_reentrant=False)
+                contexts = partial(_recomputation_contexts, block)
+                x_NCHW = checkpoint(block, x_NCHW, use_reentrant=False, context_fn=contexts)
             else:
                 x_NCHW = block(x_NCHW)
         return self.pool_and_head(x_NCHW)
@@ -104,6 +107,28 @@ class ResNet(nn.Module):
                 last_norm = [m for m in block.branch.modules() if isinstance(m, nn.BatchNorm2d)][-1]
                 nn.init.zeros_(last_norm.weight)
         return self
+
+
+def _recomputation_contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For the forward pass of a checkpointed block, and for doing it again."""
+    return nullcontext(), _frozen_statistics(block)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """BatchNorm statistics stay as they are: the forward pass has counted this batch already."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # the one that the extra pass counts on
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def make_block(spec: Architecture, in_channels: int, width: int, stride: int) -> ResidualBlock:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,19 +23,90 @@ from torch import Tensor
 from models.resnet import ResNet
 from models.zoo import ZOO, Architecture
 
+PLAIN_TYPES = [Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, np._core.multiarray.scalar]
+Replacement = str | Callable[[re.Match[str]], str]
+
+# What comes after `stageS.B.branch.` for the n-th module of weiaicunzai's `residual_function`.
+_SEQUENCE = {0: "conv1", 1: "norm1", 3: "conv2", 4: "norm2", 6: "conv3", 7: "norm3"}
+
+
+def _path(
+    pattern: str, name: str, *, stage_from: int, block_from: int, conv_from: int = 1
+) -> tuple[str, Replacement]:
+    """A row for projects that count stages, blocks or convolutions from another number than 1, 0 and 1."""
+
+    def rename(match: re.Match[str]) -> str:
+        stage, block = int(match[1]) - stage_from + 1, int(match[2]) - block_from
+        layer = f"{name}{int(match[3]) - conv_from + 1}" if match.re.groups == 3 else name
+        return f"stage{stage}.{block}.{layer}."
+
+    return pattern, rename
+
+
 # Foreign name -> ours, tried in this order; the first that matches from the start wins.
-KEY_MAP: tuple[tuple[str, str], ...] = (
+KEY_MAP: tuple[tuple[str, Replacement], ...] = (
+    # weiaicunzai/pytorch-cifar100
+    (r"conv1\.0\.", "stem.conv."),
+    (r"conv1\.1\.", "stem.norm."),
+    *(
+        _path(
+            rf"conv(\d)_x\.(\d+)\.residual_function\.{number}\.", f"branch.{name}", stage_from=2, block_from=0
+        )
+        for number, name in _SEQUENCE.items()
+    ),
+    _path(r"conv(\d)_x\.(\d+)\.shortcut\.0\.", "shortcut.conv", stage_from=2, block_from=0),
+    _path(r"conv(\d)_x\.(\d+)\.shortcut\.1\.", "shortcut.norm", stage_from=2, block_from=0),
+    # torchvision, timm, akamaster, chenyaofo, kuangliu
     (r"conv1\.", "stem.conv."),
     (r"bn1\.", "stem.norm."),
     (r"layer(\d+)\.(\d+)\.conv(\d)\.", r"stage\1.\2.branch.conv\3."),
     (r"layer(\d+)\.(\d+)\.bn(\d)\.", r"stage\1.\2.branch.norm\3."),
     (r"layer(\d+)\.(\d+)\.(?:downsample|shortcut)\.0\.", r"stage\1.\2.shortcut.conv."),
     (r"layer(\d+)\.(\d+)\.(?:downsample|shortcut)\.1\.", r"stage\1.\2.shortcut.norm."),
-    (r"(?:fc|linear|classifier)\.", "head."),
+    # osmr/pytorchcv
+    (r"init_block\.(?:conv\.)?conv\.", "stem.conv."),
+    (r"init_block\.(?:conv\.)?bn\.", "stem.norm."),
+    _path(r"stage(\d)\.unit(\d+)\.body\.conv(\d)\.conv\.", "branch.conv", stage_from=1, block_from=1),
+    _path(r"stage(\d)\.unit(\d+)\.body\.conv(\d)\.bn\.", "branch.norm", stage_from=1, block_from=1),
+    _path(r"stage(\d)\.unit(\d+)\.identity_conv\.conv\.", "shortcut.conv", stage_from=1, block_from=1),
+    _path(r"stage(\d)\.unit(\d+)\.identity_conv\.bn\.", "shortcut.norm", stage_from=1, block_from=1),
+    # transformers
+    (r"embedder\.embedder\.convolution\.", "stem.conv."),
+    (r"embedder\.embedder\.normalization\.", "stem.norm."),
+    *(
+        _path(
+            rf"stages\.(\d+)\.layers\.(\d+)\.layer\.(\d)\.{theirs}\.",
+            f"branch.{ours}",
+            stage_from=0,
+            block_from=0,
+            conv_from=0,
+        )
+        for theirs, ours in (("convolution", "conv"), ("normalization", "norm"))
+    ),
+    _path(
+        r"stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution\.", "shortcut.conv", stage_from=0, block_from=0
+    ),
+    _path(
+        r"stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization\.",
+        "shortcut.norm",
+        stage_from=0,
+        block_from=0,
+    ),
+    # everybody's classifier
+    (r"(?:fc|linear|classifier|last_linear|logits|output|head)\.(?:fc\.|\d+\.)?(?=weight|bias)", "head."),
 )
 # Where a checkpoint keeps its state dict, and what wrappers put before every name.
-NESTED = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+NESTED = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "state_dict_ema",
+    "model",
+    "net",
+    "weights",
+    "params",
+)
+PREFIX = re.compile(r"^(?:module|_orig_mod|model|net|network|backbone|encoder|resnet|features)\.")
 
 
 class WeightsError(Exception):
@@ -41,7 +114,11 @@ class WeightsError(Exception):
 
 
 def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture | None = None) -> ResNet:
-    """A network of ours in evaluation mode with foreign weights, in float32.
+    """A network of ours in evaluation mode with foreign weights.
+
+    Tensors do not tell everything. Taken as given, unless `spec` says otherwise: no pooling after a 3x3 stem
+    of stride 1, option A's zeros half before and half after the old channels (`shortcut="pad-after"`: all
+    after), a bottleneck's stride on its 3x3, BatchNorm's epsilon 1e-5.
 
     Args:
         weights: a state dict, or a `.safetensors`, `.pth`, `.pt` or `.th` file that holds one.
@@ -70,7 +147,7 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
         ]
         raise WeightsError(f"the tensors do not fit {model.spec.name}: {'; '.join(parts)}")
     model.load_state_dict(ours, strict=False)
-    return model.float().eval()
+    return model.eval()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -82,13 +159,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # What trainers often keep beside the weights; none of these runs code.
+        with torch.serialization.safe_globals(PLAIN_TYPES):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise WeightsError(f"cannot read weights from {path}: {reason}") from error
     for key in NESTED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
+    if isinstance(found, Mapping):
+        found = {name: value for name, value in found.items() if isinstance(value, Tensor)} or found
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise WeightsError(
             f"{path} holds no state dict: expected names and tensors, or these under {NESTED[0]!r}"
@@ -120,8 +201,8 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _without_prefixes(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    while (bare := PREFIX.sub("", name)) != name:
+        name = bare
     return name
 
 

@@ -17,6 +17,7 @@ class ForeignBlock(nn.Module):
         self.stride = stride
         self.extra = c_out - c_in
         self.side = side
+        self.pad_after = False
         if bottleneck:
             self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
             self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
@@ -37,7 +38,8 @@ class ForeignBlock(nn.Module):
         if hasattr(self, self.side):
             x = getattr(self, self.side)(x)
         elif self.stride > 1 or self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+            sides = (0, self.extra) if self.pad_after else (self.extra // 2, self.extra // 2)
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *sides))
         return F.relu(x + y)
 
 

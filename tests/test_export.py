@@ -156,7 +156,7 @@ def test_a_failed_gate_names_the_figure_and_leaves_nothing(
 def test_a_folder_of_other_things_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     model = build("resnet20").eval()
-    with pytest.raises(ExportError, match="is not an artifact"):
+    with pytest.raises(ExportError, match=r"holds thesis\.txt, which is no part of an artifact"):
         export_artifact(model, metadata_for(model), "m", tmp_path, source="", weights_sha256="")
 
 

@@ -55,6 +55,7 @@ def test_pad_shortcut_takes_every_second_pixel_and_pads_both_sides() -> None:
     assert torch.equal(y[:, 2:5], x[:, :, ::2, ::2])
     assert not y[:, :2].any()
     assert not y[:, 5:].any()
+    assert torch.equal(PadShortcut(3, 7, 2, centered=False)(x)[:, :3], x[:, :, ::2, ::2])
 
 
 def test_stride_is_on_the_three_by_three() -> None:
@@ -79,14 +80,16 @@ def test_the_seed_decides_the_weights() -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
-def test_recomputing_blocks_changes_no_gradient() -> None:
-    gradients = []
+def test_recomputing_blocks_changes_no_gradient_and_no_statistic() -> None:
+    gradients, statistics = [], []
     for recompute in (False, True):
         model = build("resnet20").train()
         model.checkpoint_blocks = recompute
         model(images(32)).square().sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        statistics.append([buffer.clone() for buffer in model.buffers()])
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*statistics, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,6 +147,17 @@ def test_a_loss_that_is_not_finite_names_its_step(data: Path, tmp_path: Path) ->
         run(explosive, data, tmp_path)
 
 
+def test_a_damaged_state_and_other_data_are_refused(uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).write_bytes((uninterrupted.parent / STATE_FILE).read_bytes()[:5000])
+    with pytest.raises(TrainingError, match=r"cannot resume from .*last\.ckpt"):
+        run(TINY, data, tmp_path)
+    shutil.copy(uninterrupted.parent / STATE_FILE, tmp_path / STATE_FILE)
+    spec = TINY.preprocessing()
+    less = (load_images(str(data), split, spec, limit=20) for split in ("train", "valid"))
+    with pytest.raises(TrainingError, match="other data"):
+        train(TINY, *less, tmp_path, accelerator="cpu")
+
+
 def test_several_processes_end_with_one_checkpoint(data: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -217,14 +229,25 @@ def test_learning_rate_and_resolution_over_a_run() -> None:
     [
         ("tiny-imagenet", {}, "did you mean tiny-imagenet-[cg]pu"),
         ("cifar10-resnet20", {"epoch": "3"}, "no field 'epoch'"),
-        ("cifar10-resnet20", {"epochs": "many"}, "epochs must be a positive whole number"),
-        ("cifar10-resnet20", {"optimizer": "lion"}, "sgd or adamw"),
-        ("cifar10-resnet20", {"epochs": "1"}, "warmup_epochs"),
+        ("cifar10-resnet20", {"epochs": "many"}, "epochs cannot be 'many'"),
+        ("cifar10-resnet20", {"epochs": "0"}, "epochs must be 1 or more"),
+        ("cifar10-resnet20", {"optimizer": "lion"}, "'sgd' or 'adamw'"),
+        ("cifar10-resnet20", {"warmup_epochs": "164"}, "warmup_epochs"),
+        ("cifar10-resnet20", {"resolutions": "((0.5, 32),)"}, "must end with"),
+        ("cifar10-resnet20", {"resolutions": "64"}, "resolutions cannot be 64"),
+        ("cifar10-resnet20", {"interpolation": "nearest"}, "interpolation cannot be"),
+        ("cifar10-resnet20", {"test_crop": "72"}, "larger than test_resize"),
+        ("cifar10-resnet20", {"crop_scale": "0.3"}, "crop_scale cannot be"),
+        ("cifar10-resnet20", {"architecture": "resnet21"}, "unknown architecture"),
     ],
 )
 def test_a_bad_recipe_is_named(name: str, changes: dict[str, str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         get_recipe(name, changes)
+
+
+def test_words_for_true_and_false_are_understood() -> None:
+    assert get_recipe("cifar10-resnet20", {"flip": "false", "clip_norm": "1"}).flip is False
 
 
 def test_a_damaged_checkpoint_is_refused(uninterrupted: Path, tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from models.weights import WeightsError, load_foreign
+from models.zoo import architecture
 from tests.conftest import liven
-from tests.foreign import ForeignResNet
+from tests.foreign import ForeignBlock, ForeignResNet
 
 CASES: dict[str, tuple[dict[str, Any], str, int]] = {
     "CIFAR, option A": (dict(depths=(3, 3, 3), width=16, option="A", head="linear"), "resnet20", 32),
@@ -93,3 +97,106 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "noise.pth", tmp_path / "absent.pth", tmp_path / "absent.safetensors"):
         with pytest.raises(WeightsError, match="cannot read weights"):
             load_foreign(path)
+
+
+def _as_weiaicunzai(match: re.Match[str]) -> str:
+    stage, block, kind, number = match.groups()
+    position = {"conv": 0, "bn": 1}[kind] + 3 * (int(number) - 1)
+    return f"conv{int(stage) + 1}_x.{block}.residual_function.{position}."
+
+
+def _unit(match: re.Match[str], rest: str) -> str:
+    stage, block, *number = match.groups()
+    return f"features.stage{stage}.unit{int(block) + 1}.{rest.format(*number)}"
+
+
+# The same tensors under other projects' names: (pattern, replacement) over those of ForeignResNet.
+STYLES: dict[str, list[tuple[str, Any]]] = {
+    "weiaicunzai": [
+        (r"^layer(\d)\.(\d+)\.(conv|bn)(\d)\.", _as_weiaicunzai),
+        (r"^layer(\d)\.(\d+)\.downsample\.", lambda m: f"conv{int(m[1]) + 1}_x.{m[2]}.shortcut."),
+        (r"^conv1\.weight", "conv1.0.weight"),
+        (r"^bn1\.", "conv1.1."),
+    ],
+    "pytorchcv": [
+        (
+            r"^layer(\d)\.(\d+)\.conv(\d)\.",
+            lambda m: _unit(m, "body.conv{}.conv."),
+        ),
+        (
+            r"^layer(\d)\.(\d+)\.bn(\d)\.",
+            lambda m: _unit(m, "body.conv{}.bn."),
+        ),
+        (
+            r"^layer(\d)\.(\d+)\.downsample\.0\.",
+            lambda m: _unit(m, "identity_conv.conv."),
+        ),
+        (
+            r"^layer(\d)\.(\d+)\.downsample\.1\.",
+            lambda m: _unit(m, "identity_conv.bn."),
+        ),
+        (r"^conv1\.", "features.init_block.conv."),
+        (r"^bn1\.", "features.init_block.bn."),
+        (r"^fc\.", "output."),
+    ],
+    "transformers": [
+        (
+            r"^layer(\d)\.(\d+)\.(conv|bn)(\d)\.",
+            lambda m: (
+                f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.layer.{int(m[4]) - 1}."
+                + {"conv": "convolution.", "bn": "normalization."}[m[3]]
+            ),
+        ),
+        (
+            r"^layer(\d)\.(\d+)\.downsample\.(\d)\.",
+            lambda m: (
+                f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.shortcut."
+                + ("convolution.", "normalization.")[int(m[3])]
+            ),
+        ),
+        (r"^conv1\.", "resnet.embedder.embedder.convolution."),
+        (r"^bn1\.", "resnet.embedder.embedder.normalization."),
+        (r"^fc\.", "classifier.1."),
+    ],
+    "compiled and distributed": [(r"^", "_orig_mod.module.model.")],
+}
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("style", STYLES)
+def test_other_projects_names(style: str, bottleneck: bool) -> None:
+    foreign = liven(ForeignResNet((2, 1, 1, 1), width=8, bottleneck=bottleneck), seed=3)
+    state = {}
+    for name, tensor in foreign.state_dict().items():
+        for pattern, replacement in STYLES[style]:
+            renamed, count = re.subn(pattern, replacement, name)
+            if count:
+                name = renamed
+                break
+        state[name] = tensor
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(load_foreign(state)(x), foreign(x), atol=1e-5)
+
+
+def test_zeros_after_the_old_channels() -> None:
+    """The same names and shapes as with zeros on both sides: only the caller can tell."""
+    foreign = _foreign20()
+    for module in foreign.modules():
+        if isinstance(module, ForeignBlock):
+            module.pad_after = True
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = load_foreign(foreign.state_dict(), architecture("resnet20", shortcut="pad-after"))
+        assert torch.allclose(ours(x), foreign(x), atol=1e-4)
+        assert not torch.allclose(load_foreign(foreign.state_dict())(x), foreign(x), atol=1e-2)
+
+
+def test_values_beside_the_weights(tmp_path: Path) -> None:
+    kept = {
+        "model_state": _foreign20().state_dict(),
+        "accuracy": np.float64(91.7),
+        "args": argparse.Namespace(lr=0.1),
+    }
+    torch.save(kept, tmp_path / "kept.pth")
+    assert load_foreign(tmp_path / "kept.pth").spec.name == "resnet20"

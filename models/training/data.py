@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.manifest import Label, Preprocessing
-from models.preprocess import preprocess
+from models.preprocess import ImageError, preprocess
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val", "test")}
 
@@ -60,13 +60,25 @@ def load_images(path: str, split: str, spec: Preprocessing, limit: int | None = 
     def decode(index: int) -> None:
         cell = table[index][image_column]
         data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        images[index] = preprocess(data, spec).pixels
+        try:
+            images[index] = preprocess(data, spec).pixels
+        except ImageError as error:
+            raise DataError(
+                f"{path}: {split} image {index} ({cell['path'] or 'in a shard'}): {error}"
+            ) from error
 
     images = np.empty((len(table), spec.crop, spec.crop, 3), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(decode, range(len(table)), chunksize=256))
-    labels = torch.tensor(table[label_column][:], dtype=torch.long)
-    return ImageSet(path, torch.from_numpy(images), labels, _classes(path, columns[label_column].names))
+    labels = np.array(table[label_column][:], dtype=np.float64)
+    if not (labels >= 0).all():
+        raise DataError(f"{path}: {int((~(labels >= 0)).sum())} {split} images have no label")
+    return ImageSet(
+        path,
+        torch.from_numpy(images),
+        torch.from_numpy(labels).long(),
+        _classes(path, columns[label_column].names),
+    )
 
 
 def _open(path: str, split: str) -> datasets.Dataset:
@@ -74,6 +86,8 @@ def _open(path: str, split: str) -> datasets.Dataset:
     folder = Path(path)
     try:
         if not folder.exists():
+            if path.startswith(("/", ".", "~")):
+                raise DataError(f"{path}: there is no such folder")
             available = datasets.get_dataset_split_names(path)
             chosen = next((name for name in names if name in available), None)
             if chosen is None:
@@ -97,5 +111,8 @@ def _classes(path: str, names: list[str]) -> tuple[Label, ...]:
     file = Path(path) / "classes.json"
     if not file.is_file():
         return tuple(Label(label=name) for name in names)
-    wnids = {row["index"]: row.get("wnid") for row in json.loads(file.read_text(encoding="utf-8"))}
+    try:
+        wnids = {row["index"]: row.get("wnid") for row in json.loads(file.read_text(encoding="utf-8"))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f'{file} is not a list of {{"index": 0, "wnid": "n01443537"}}: {error!r}') from error
     return tuple(Label(label=name, wnid=wnids.get(index)) for index, name in enumerate(names))

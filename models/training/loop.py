@@ -8,7 +8,9 @@ are Lightning Fabric's: under `torchrun` each process takes its slice of every b
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,20 @@ from models.training.recipe import Recipe
 from models.training.run import (
     STATE_FILE,
     TrainingError,
+    check_finite,
     make_fabric,
     make_state,
     network_of,
     restore_state,
+    same_statistics,
     save_state,
-    unwrapped,
+    update_average,
     write_checkpoint,
 )
 
-LOSSES_KEPT = 50  # losses are looked at this many steps at a time: reading each would stall a GPU
-RECALIBRATION_IMAGES = 10_000
+CURE = "try a lower learning_rate, a longer warmup_epochs, or clip_norm"
+NUM_LOSSES_KEPT = 50  # losses are looked at this many steps at a time: reading each would stall a GPU
+NUM_RECALIBRATION_IMAGES = 10_000
 
 
 def train(
@@ -72,8 +77,11 @@ def train(
         raise TrainingError(f"{len(train_set)} images do not fill one batch of {recipe.batch_size}")
     num_steps = steps_per_epoch * recipe.epochs
     state = make_state(recipe, fabric)
+    state["data"] = [len(train_set), len(valid_set), fabric.world_size]
     if resume and (out / STATE_FILE).is_file():
-        restore_state(fabric, state, recipe, out)
+        restore_state(fabric, state, out)
+    elif fabric.is_global_zero:
+        (out / STATE_FILE).unlink(missing_ok=True)
     images, labels = train_set.images.to(fabric.device), train_set.labels.to(fabric.device)
 
     pending: list[Tensor] = []
@@ -85,7 +93,7 @@ def train(
         state["step"] = step + 1
         epoch, position = divmod(state["step"], steps_per_epoch)
         save_now = position == 0 or (save_every is not None and state["step"] % save_every == 0)
-        if save_now or len(pending) == LOSSES_KEPT:
+        if save_now or len(pending) == NUM_LOSSES_KEPT:
             state["losses"] += _finite(pending, state["step"])
             bar.set_postfix(loss=f"{state['losses'][-1]:.3f}", size=recipe.resolution(step / num_steps))
         bar.update()
@@ -94,6 +102,7 @@ def train(
             if epoch % recipe.validate_every == 0 and epoch < recipe.epochs:
                 _record(fabric, recipe, state, valid_set, epoch, num_steps, out)
         if save_now:
+            check_finite(state)
             save_state(fabric, state, out)
         if on_step:
             on_step(state["step"])
@@ -129,19 +138,23 @@ def train_step(
     optimizer.zero_grad()
     fabric.backward(loss)
     if recipe.clip_norm:
-        fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_norm)
+        fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
     optimizer.step()
     if state["ema"] is not None:
-        state["ema"].update_parameters(unwrapped(model))
+        update_average(state["ema"], network_of(state, averaged=False), step, recipe.ema_decay)
     return loss.detach()
 
 
 def batch_indices(step: int, num_images: int, recipe: Recipe) -> Tensor:
     """The images of a step: every epoch is a permutation of its own, and its rest is left out."""
     epoch, position = divmod(step, num_images // recipe.batch_size)
-    generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch, -1))
     start = position * recipe.batch_size
-    return torch.randperm(num_images, generator=generator)[start : start + recipe.batch_size]
+    return _permutation(num_images, _seed(recipe.seed, epoch, -1))[start : start + recipe.batch_size]
+
+
+@lru_cache(maxsize=1)
+def _permutation(num_images: int, seed: int) -> Tensor:
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
 
 
 def _seed(seed: int, number: int, stream: int) -> int:
@@ -155,7 +168,9 @@ def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None
     The same images in every process, so that all end with the same statistics.
     """
     generator = torch.Generator().manual_seed(_seed(recipe.seed, 0, -1))
-    chosen = torch.randperm(len(images_NHW3), generator=generator)[:RECALIBRATION_IMAGES]
+    chosen = torch.randperm(len(images_NHW3), generator=generator)[:NUM_RECALIBRATION_IMAGES]
+    # Every batch counts the same in the mean: a smaller last one would count too much.
+    chosen = chosen[: len(chosen) // 256 * 256 or None]
     batches = chosen.to(images_NHW3.device).split(256)
     update_bn((as_served(images_NHW3[batch], recipe) for batch in batches), network)
 
@@ -205,7 +220,11 @@ def _record(
     out: Path,
 ) -> None:
     """Validate, then write the row to the history, CSV, TensorBoard and the curves."""
-    loss, top1, top5 = evaluate(network_of(state), valid_set, recipe, fabric)
+    network = network_of(state)
+    same_statistics(fabric, network)
+    loss, top1, top5 = evaluate(network, valid_set, recipe, fabric)
+    if not math.isfinite(loss):
+        raise TrainingError(f"the validation loss became {loss} after step {state['step']}: {CURE}")
     row = {
         "epoch": epoch,
         "step": state["step"],
@@ -236,14 +255,15 @@ def _finite(pending: list[Tensor], step: int) -> list[float]:
     if len(bad):
         first = int(bad[0])
         raise TrainingError(
-            f"the loss became {values[first].item()} at step {step - len(pending) + first}: "
-            "try a lower learning_rate, a longer warmup_epochs, or clip_norm"
+            f"the loss became {values[first].item()} at step {step - len(pending) + first}: {CURE}"
         )
     pending.clear()
     return values.tolist()
 
 
 def _check_sets(recipe: Recipe, train_set: ImageSet, valid_set: ImageSet) -> None:
+    if train_set.classes != valid_set.classes:
+        raise TrainingError(f"{train_set.name}: the training and the validation split name different classes")
     for images, size in ((train_set, recipe.store_size), (valid_set, recipe.test_crop)):
         if len(images.classes) != recipe.num_classes:
             raise TrainingError(

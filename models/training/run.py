@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.checkpoint import CheckpointMetadata, describe_architecture, save_checkpoint
 from models.manifest import Accuracy
@@ -32,12 +33,15 @@ class TrainingError(Exception):
 def make_fabric(recipe: Recipe, accelerator: str, out: Path) -> Fabric:
     """One process, or as many as `torchrun` started; bf16 where the machine has it."""
     torchrun = "LOCAL_WORLD_SIZE" in os.environ
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = choose_device(accelerator, num_local)
+    torch.backends.cudnn.deterministic = True
     fabric = Fabric(
-        accelerator=accelerator,
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        accelerator=device,
+        devices=num_local,
         num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         strategy="ddp" if torchrun else "auto",
-        precision=_precision(recipe, accelerator),  # type: ignore[arg-type]
+        precision=_precision(recipe, device),  # type: ignore[arg-type]
         loggers=TensorBoardLogger(out, name="tensorboard", version=""),
     )
     fabric.launch()
@@ -48,14 +52,27 @@ def make_fabric(recipe: Recipe, accelerator: str, out: Path) -> Fabric:
     return fabric
 
 
-def _precision(recipe: Recipe, accelerator: str) -> str:
+def choose_device(device: str, num_local: int) -> str:
+    """ "cpu" or "cuda".
+
+    Raises:
+        TrainingError: fewer GPUs than processes on this machine.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.device_count() < num_local:
+        raise TrainingError(f"--device cuda: {num_local} needed, torch sees {torch.cuda.device_count()}")
+    return device
+
+
+def _precision(recipe: Recipe, device: str) -> str:
+    """bf16 only where there is arithmetic for it: emulated, it is slower than fp32."""
     if recipe.precision != "auto":
         return recipe.precision
-    has_bf16 = (
-        torch.cuda.is_bf16_supported()
-        if accelerator != "cpu" and torch.cuda.is_available()
-        else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    if device == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
@@ -67,10 +84,9 @@ def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
     model = build(recipe.architecture, seed=recipe.seed, zero_init_branch=recipe.zero_init_branch, **changes)
     model.checkpoint_blocks = recipe.checkpoint_blocks
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = None
-    if recipe.ema_decay:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
-    compiled = torch.compile(model) if recipe.compile else model
+    ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
+    # Not dynamic: every resolution gets kernels of its own, the same ones after a resume.
+    compiled = torch.compile(model, dynamic=False) if recipe.compile else model
     wrapped, optimizer = fabric.setup(compiled, make_optimizer(recipe, model))
     if ema is not None:
         ema.to(fabric.device)
@@ -85,6 +101,37 @@ def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "commit": _commit(),
     }
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
+    """Move the average towards the network; at first faster than `decay` says, to forget the beginning."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for mean, tensor in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(tensor, weight)
+        else:
+            mean.copy_(tensor)
+
+
+def same_statistics(fabric: Fabric, network: nn.Module) -> None:
+    """BatchNorm buffers of process 0 in all: each has seen other images since the last forward pass."""
+    if fabric.world_size > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def check_finite(state: dict[str, Any]) -> None:
+    """Before weights are saved: a finite loss may still have had a gradient that was not.
+
+    Raises:
+        TrainingError: a parameter is NaN or infinite.
+    """
+    for name, parameter in network_of(state, averaged=False).named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise TrainingError(
+                f"{name} is no longer finite after step {state['step']}: try a lower learning_rate"
+            )
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -109,15 +156,29 @@ def save_state(fabric: Fabric, state: dict[str, Any], out: Path) -> None:
     fabric.barrier()
 
 
-def restore_state(fabric: Fabric, state: dict[str, Any], recipe: Recipe, out: Path) -> None:
-    then = torch.load(out / STATE_FILE, map_location="cpu", mmap=True, weights_only=True)["recipe"]
-    now = asdict(recipe)
-    if changed := sorted(key for key in now if then.get(key) != now[key]):
-        raise TrainingError(
-            f"{out} holds a run with another {', '.join(changed)}; "
-            "choose another folder, or --no-resume to start anew"
-        )
-    fabric.load(out / STATE_FILE, state)
+def restore_state(fabric: Fabric, state: dict[str, Any], out: Path) -> None:
+    """Load the saved state into `state`.
+
+    Raises:
+        TrainingError: it belongs to another recipe or other data, or cannot be read.
+    """
+    path = out / STATE_FILE
+    advice = "choose another folder, or --no-resume to start anew"
+    try:
+        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        then, now = saved["recipe"], state["recipe"]
+        # A field that is newer than the run has its default.
+        defaults = {field.name: field.default for field in fields(Recipe)}
+        changed = sorted(key for key in now if then.get(key, defaults[key]) != now[key])
+        if changed:
+            raise TrainingError(f"{out} holds a run with another {', '.join(changed)}; {advice}")
+        if saved["data"] != state["data"]:
+            raise TrainingError(f"{out} holds a run on other data or another number of processes; {advice}")
+        fabric.load(path, state)
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise TrainingError(f"cannot resume from {path}: {reason}; {advice}") from error
+    state["recipe"] = now
 
 
 def write_checkpoint(
@@ -148,30 +209,22 @@ def write_checkpoint(
     return path
 
 
-def network_of(state: dict[str, Any]) -> ResNet:
-    """The network that is evaluated and kept: the moving average, where there is one."""
-    model = state["ema"].module if state["ema"] is not None else unwrapped(state["model"])
-    assert isinstance(model, ResNet)
-    return model
-
-
-def unwrapped(model: Any) -> nn.Module:
-    """Without Fabric's, DDP's and torch.compile's wrappers."""
-    module = model.module
-    return getattr(module, "_orig_mod", module)  # type: ignore[no-any-return]
+def network_of(state: dict[str, Any], *, averaged: bool = True) -> ResNet:
+    """The network without Fabric's wrappers; the moving average, which is what is kept, if there is one."""
+    network = state["ema"] if averaged and state["ema"] is not None else state["model"].module
+    assert isinstance(network, ResNet)
+    return network
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` where files differ from it; None outside of one."""
+    """This checkout's commit, with `+` where files differ from it; None outside of one."""
+    here = Path(__file__).resolve().parents[2]
     with suppress(OSError, subprocess.CalledProcessError):
-        command = [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--dirty=+",
-            "--abbrev=12",
-        ]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        git = ["git", "-C", str(here)]
+        top = subprocess.run(
+            [*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True
+        )
+        if Path(top.stdout.strip()).resolve() == here:
+            command = [*git, "describe", "--always", "--dirty=+", "--abbrev=12"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None

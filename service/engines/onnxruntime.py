@@ -15,10 +15,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from service.engines import EngineError, EngineInfo, EngineUnavailable
+
+# ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
 
 logger = logging.getLogger("residuum")
 
