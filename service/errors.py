@@ -150,6 +150,22 @@ class DeadlineExceeded(Unavailable):
     code, title = "deadline", "Deadline exceeded"
 
 
+# What every call that takes images may answer with.
+IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
+    MalformedMultipart,
+    UnknownModel,
+    TooManyBytes,
+    UnsupportedMediaType,
+    BadImage,
+    InvalidParameter,
+    InvalidPart,
+    TooManyImages,
+    NotReady,
+    Overloaded,
+    DeadlineExceeded,
+)
+
+
 def problem_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` for what a route may raise, by status."""
     responses: dict[int | str, dict[str, Any]] = {}

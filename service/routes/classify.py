@@ -17,19 +17,7 @@ from service.serving import Serving, serving_of, while_client_waits
 
 router = APIRouter(tags=["classify"])
 
-PROBLEMS = problem_responses(
-    errors.MalformedMultipart,
-    errors.UnknownModel,
-    errors.TooManyBytes,
-    errors.UnsupportedMediaType,
-    errors.BadImage,
-    errors.InvalidParameter,
-    errors.InvalidPart,
-    errors.TooManyImages,
-    errors.NotReady,
-    errors.Overloaded,
-    errors.DeadlineExceeded,
-)
+PROBLEMS = problem_responses(*errors.IMAGE_PROBLEMS)
 
 
 @router.put(

@@ -31,20 +31,7 @@ JSON, NPZ, PNG = "application/json", "application/x-npz", "image/png"
 OFFERED = (JSON, NPZ, PNG)
 
 
-RESPONSES = problem_responses(
-    errors.MalformedMultipart,
-    errors.UnknownModel,
-    errors.NotAcceptable,
-    errors.TooManyBytes,
-    errors.UnsupportedMediaType,
-    errors.BadImage,
-    errors.InvalidParameter,
-    errors.InvalidPart,
-    errors.TooManyImages,
-    errors.NotReady,
-    errors.Overloaded,
-    errors.DeadlineExceeded,
-) | {
+RESPONSES = problem_responses(*errors.IMAGE_PROBLEMS, errors.NotAcceptable) | {
     200: {
         "model": Introspection,
         "description": "The answer, in the form that `Accept` asks for",
