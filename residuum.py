@@ -1,4 +1,4 @@
-"""The command line: `residuum serve | classify | introspect | models | train | export | bench`.
+"""The command line: `residuum serve | classify | introspect | models | pull | train | export | bench`.
 
 Each command imports what it needs when it runs, so `residuum serve` never loads torch. An error that the
 user can mend goes to stderr in one line, with exit code 2; `--json` prints for programs.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from models.manifest import Manifest
     from models.training.recipe import Recipe
     from service.introspection_query import IntrospectQuery
     from service.repository import LoadedModel
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads")
 OUR_PACKAGES = ("models", "export", "service", "benchmarks", __name__)
 BAR_WIDTH = 20
+ZOO_ORDERS = {"name": "name", "parameters": "num_parameters", "macs": "num_macs", "pixels": "input_size"}
 
 
 class CommandError(Exception):
@@ -46,21 +50,22 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """A flag for each setting; its name, help and default are written in `service.settings` only."""
+def add_setting_flags(
+    parser: argparse.ArgumentParser, names: Sequence[str], kind: type[BaseModel] | None = None
+) -> None:
+    """A flag for each setting of `kind`, or the server's; what it says is in `service.settings` only."""
     from service.settings import ENV_PREFIX, Settings, flag_of
 
     group = parser.add_argument_group("settings", f"each also as an environment variable, {ENV_PREFIX}NAME")
     for name in names:
-        field = Settings.model_fields[name]
+        field = (kind or Settings).model_fields[name]
         default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-        group.add_argument(
-            flag_of(name),
-            dest=name,
-            action="append" if name == "model" else "store",
-            metavar=name.rsplit("_", 1)[-1].upper(),
-            help=f"{field.description} (default: {default})".replace("%", "%%"),
-        )
+        options: dict[str, Any] = {"action": "store_const", "const": True}
+        if field.annotation is not bool:
+            action = "append" if isinstance(field.default, tuple) else "store"
+            options = {"action": action, "metavar": name.rsplit("_", 1)[-1].upper()}
+        help_text = f"{field.description} (default: {default})".replace("%", "%%")
+        group.add_argument(flag_of(name), dest=name, help=help_text, **options)
 
 
 def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -250,6 +255,10 @@ def print_blocks(blocks: Sequence[dict[str, Any]]) -> None:
 
 
 def models_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--zoo", action="store_true", help="list the architectures that can be built instead")
+    parser.add_argument(
+        "--sort", choices=ZOO_ORDERS, help="with --zoo: by this column (default: the order of the table)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_setting_flags(parser, ("artifacts",))
 
@@ -259,6 +268,11 @@ def models(args: argparse.Namespace) -> int:
     from service.repository import find_artifact
     from service.settings import EMBEDDED, load_settings
 
+    if args.zoo:
+        print_zoo(args.sort, args.json)
+        return 0
+    if args.sort:
+        raise CommandError("--sort goes with --zoo")
     settings = load_settings(**given(args, ("artifacts",)))
     folders = [path.parent for path in sorted(settings.artifacts.glob(f"*/{MANIFEST_FILE}"))]
     rows: list[dict[str, Any]] = []
@@ -296,6 +310,160 @@ def models(args: argparse.Namespace) -> int:
     return 0
 
 
+def print_zoo(order: str | None, as_json: bool) -> None:
+    """Every architecture and what it costs, counted; `published` is held against that by a test."""
+    need("export", "torch")
+    from dataclasses import asdict
+
+    from models.count import count
+    from models.zoo import ZOO
+
+    rows = []
+    for row in ZOO.values():
+        cost = count(row)._asdict()
+        published = {f"published_{name}": getattr(row, name) for name in cost}
+        rows.append(asdict(row) | published | cost)
+    if order:
+        rows.sort(key=lambda row: row[ZOO_ORDERS[order]])
+    if as_json:
+        print_json(rows)
+        return
+    table = new_table(
+        "name", "variant", ">parameters", ">MACs", ">published", ">pixels", ">classes", "source"
+    )
+    for row in rows:
+        published = (row["published_num_parameters"], row["published_num_macs"])
+        table.add_row(
+            row["name"],
+            row["variant"],
+            f"{row['num_parameters']:,}",
+            f"{row['num_macs'] / 1e9:.3f} G",
+            ", ".join(f"{value / 1e6:,.6g} M" for value in published if value),
+            str(row["input_size"]),
+            str(row["num_classes"]),
+            row["source"],
+        )
+    print_table(table)
+
+
+def pull_options(parser: argparse.ArgumentParser) -> None:
+    from service.settings import PullSettings
+
+    parser.add_argument(
+        "weights",
+        nargs="?",
+        metavar="NAME[:WEIGHTS]",
+        help="resnet50, resnet50:v1, timm/resnet50.a1_in1k, microsoft/resnet-50, or a file such as "
+        "./weights.pth; without it, what can be pulled is listed",
+    )
+    parser.add_argument("--name", help="the model's name (default: the architecture's, or the file's)")
+    parser.add_argument("--force", action="store_true", help="make the artifact again even if it is there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    for name, what in (("resize", "shorter side to"), ("crop", "pixels of the centre crop")):
+        parser.add_argument(f"--{name}", type=int, metavar="PIXELS", help=f"{what} (default: the weights')")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=three_numbers, metavar="R,G,B", help="of pixels in [0, 1], likewise"
+        )
+    parser.add_argument("--interpolation", choices=("bilinear", "bicubic", "lanczos"), help="likewise")
+    local = parser.add_argument_group("of a file")
+    local.add_argument("--architecture", metavar="NAME", help="a row of the zoo (default: by the tensors)")
+    local.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of it; repeatable"
+    )
+    local.add_argument("--labels", type=Path, metavar="FILE", help="classes in order: one a line, or JSON")
+    add_setting_flags(parser, tuple(PullSettings.model_fields), PullSettings)
+
+
+def three_numbers(text: str) -> tuple[float, ...]:
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected R,G,B such as 0.485,0.456,0.406") from None
+    return red, green, blue
+
+
+def pull(args: argparse.Namespace) -> int:
+    if args.weights is None:
+        print_pretrained(args.json)
+        return 0
+    need("pull", "torch", "onnx", "onnxscript", "httpx", "platformdirs", "filelock")
+    from export.pull import Access, Request, pull
+    from models.download import default_cache
+    from service.settings import PullSettings, load_pull_settings
+
+    settings = load_pull_settings(**given(args, tuple(PullSettings.model_fields)))
+    request = Request(
+        args.weights,
+        settings.artifacts,
+        name=args.name,
+        architecture=args.architecture,
+        changes=field_values(args.set),
+        labels=args.labels,
+        preprocessing=given(args, ("resize", "crop", "interpolation", "mean", "std")),
+        force=args.force,
+    )
+    cache = settings.cache or default_cache()
+    with progress_bar() as progress:
+        access = Access(
+            settings.pytorch_url, settings.hub_url, cache, settings.timeout, settings.offline, progress
+        )
+        pulled = pull(request, access, lambda line: print(line, file=sys.stderr))
+    if args.json:
+        document = {"artifact": str(pulled.path), "made": pulled.made} | pulled.manifest.model_dump(
+            mode="json", include={"name", "version", "architecture", "preprocessing", "provenance"}
+        )
+        print_json(document)
+        return 0
+    if not pulled.made:
+        print(f"{pulled.path} is there already, of these weights; --force makes it again", file=sys.stderr)
+    print_graphs(pulled.manifest)
+    print(pulled.path)
+    return 0
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """What a download tells its progress to: a bar on standard error, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            task = tasks.setdefault(name, None) or progress.add_task(name)
+            tasks[name] = task
+            progress.update(task, completed=done, total=total)
+
+        yield tell
+
+
+def print_pretrained(as_json: bool) -> None:
+    """The table of published weights, each architecture's default first and marked."""
+    from models.pretrained import PRETRAINED, weights_of
+
+    names = list(dict.fromkeys(row.architecture for row in PRETRAINED))
+    rows = [(row, index == 0) for name in names for index, row in enumerate(weights_of(name))]
+    if as_json:
+        print_json([row.describe() | {"default": default} for row, default in rows])
+        return
+    table = new_table("NAME:WEIGHTS", "", "source", ">parameters", ">top-1", ">at pixels", "licence")
+    for row, default in rows:
+        top1 = (f"{100 * row.published.top1:.2f} %", str(row.published.pixels)) if row.published else ("", "")
+        name = f"{row.architecture}:{row.weights}"
+        table.add_row(name, "default" * default, row.key, f"{row.num_parameters:,}", *top1, row.licence)
+    print_table(table)
+
+
+def field_values(items: Sequence[str]) -> dict[str, str]:
+    """Of `--set FIELD=VALUE`."""
+    if malformed := [item for item in items if "=" not in item]:
+        raise CommandError(f"--set {malformed[0]}: expected FIELD=VALUE, such as epochs=30")
+    return dict(item.split("=", 1) for item in items)
+
+
 def train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", metavar="RECIPE", help="a name; without one, the recipes are listed"
@@ -328,9 +496,7 @@ def train(args: argparse.Namespace) -> int:
         return 0
     if args.data is None:
         raise CommandError("--data is needed: a folder of Parquet shards or of class folders, or a hub id")
-    if malformed := [item for item in args.set if "=" not in item]:
-        raise CommandError(f"--set {malformed[0]}: expected FIELD=VALUE, such as epochs=30")
-    recipe = get_recipe(args.recipe, dict(item.split("=", 1) for item in args.set))
+    recipe = get_recipe(args.recipe, field_values(args.set))
     need("train", "torch", "lightning_fabric", "datasets")
     from models.training.data import load_images
     from models.training.loop import train as run_training
@@ -384,6 +550,13 @@ def export(args: argparse.Namespace) -> int:
     manifest = export_artifact(
         model, metadata, name, args.out, source=source, weights_sha256=sha256, validation=validation
     )
+    print_graphs(manifest)
+    print(args.out)
+    return 0
+
+
+def print_graphs(manifest: Manifest) -> None:
+    """What was exported, and how far it is from its source."""
     table = new_table("graph", "precision", ">MiB", ">max |Δlogit|", ">top-1 agreement", ">top-1", ">top-5")
     for graph in manifest.graphs:
         accuracy = (graph.accuracy.top1, graph.accuracy.top5) if graph.accuracy else ()
@@ -391,8 +564,6 @@ def export(args: argparse.Namespace) -> int:
         size, delta = f"{graph.num_bytes / 2**20:.1f}", f"{graph.parity.max_abs_delta_logit:.1e}"
         table.add_row(graph.kind, graph.precision, size, delta, *percent)
     print_table(table)
-    print(args.out)
-    return 0
 
 
 def bench_options(parser: argparse.ArgumentParser) -> None:
@@ -491,6 +662,7 @@ COMMANDS: dict[str, tuple[str, Options, Run]] = {
     "classify": ("label images, without a server", classify_options, classify),
     "introspect": ("show what every residual block did to an image", introspect_options, introspect),
     "models": ("list the models that can be served", models_options, models),
+    "pull": ("turn published weights, or a file of them, into an artifact", pull_options, pull),
     "train": ("train a recipe on a data set", train_options, train),
     "export": ("turn a checkpoint into an artifact", export_options, export),
     "bench": ("measure a model's graphs on this machine", bench_options, bench),

@@ -1,6 +1,7 @@
 """Fuse BatchNorm into the convolutions before it. Pure: the model that comes in is left as it is.
 
-It knows the order conv -> BatchNorm inside an `nn.Sequential`, nothing of architectures.
+It knows the order conv -> BatchNorm inside an `nn.Sequential`, nothing of architectures. A BatchNorm that
+comes after something else (an addition, in pre-activation networks) becomes a multiplication and an addition.
 """
 
 from __future__ import annotations
@@ -10,15 +11,37 @@ from collections import OrderedDict
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from models.blocks import StochasticDepth
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
+_REPLACED = (nn.BatchNorm2d, nn.Dropout, StochasticDepth)
+
+
+class Affine(nn.Module):
+    """scale * x + shift for every channel: a BatchNorm in evaluation mode."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        shift = norm.bias.double() - norm.running_mean.double() * scale
+        dtype = norm.weight.dtype
+        self.scale = nn.Parameter(scale.to(dtype).reshape(-1, 1, 1))
+        self.shift = nn.Parameter(shift.to(dtype).reshape(-1, 1, 1))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW * self.scale + self.shift
 
 
 @torch.no_grad()
 def fuse_batchnorm(model: ModelT) -> ModelT:
     """A copy in evaluation mode in which every conv + BatchNorm pair is one convolution with bias.
+
+    What only training has, dropout and stochastic depth, is gone.
 
     The fused weights are computed in float64: w' = w * gamma / sqrt(var + eps), and
     b' = beta - mean * gamma / sqrt(var + eps).
@@ -26,7 +49,7 @@ def fuse_batchnorm(model: ModelT) -> ModelT:
     fused = copy.deepcopy(model).eval()
     for parent in list(fused.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Sequential) and any(isinstance(m, nn.BatchNorm2d) for m in child):
+            if isinstance(child, nn.Sequential) and any(isinstance(m, _REPLACED) for m in child):
                 setattr(parent, name, _fuse_sequence(child))
     return fused
 
@@ -36,10 +59,12 @@ def _fuse_sequence(sequence: nn.Sequential) -> nn.Sequential:
     last = ""
     for name, layer in sequence.named_children():
         before = layers.get(last)
+        if isinstance(layer, nn.Dropout | StochasticDepth):
+            continue
         if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
             dtype = before.weight.dtype
             layers[last] = fuse_conv_bn_eval(before.double(), layer.double()).to(dtype)
         else:
-            layers[name] = layer
+            layers[name] = Affine(layer) if isinstance(layer, nn.BatchNorm2d) else layer
             last = name
     return nn.Sequential(layers)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -39,8 +39,7 @@ class ClassifyGraph(nn.Module):
         self.model = fuse_batchnorm(model)
         mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
         self.register_buffer("mean", 255 * mean)
-        first = self.model.stem.conv
-        assert isinstance(first, nn.Conv2d)
+        first = next(layer for layer in self.model.stem.modules() if isinstance(layer, nn.Conv2d))
         first.weight = nn.Parameter(first.weight / (255 * std))
 
     def normalise(self, images_NHW3: Tensor) -> Tensor:
@@ -62,40 +61,46 @@ class IntrospectGraph(ClassifyGraph):
 
     def forward(self, images: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         logits, taps = self.model.forward_taps(self.normalise(images), gates)
+        norms = {id(tensor): _root_mean_square(tensor) for tensor in measured(taps).values()}
         maps, scalars = [], []
-        before: Tensor | None = None
-        for (_, block), tap in zip(self.model.named_blocks(), taps.values(), strict=True):
-            # An identity shortcut is the block before it: its norm is known already.
-            shortcut_rms = before if before is not None and isinstance(block.shortcut, nn.Identity) else None
-            rms = _root_mean_square(tap, shortcut_rms)
-            before = rms[-1]
+        for tap in taps.values():
+            rms = [norms[id(t)] if t is not None else torch.zeros_like(norms[id(tap.total)]) for t in tap]
             scalars.append(_scalars(tap, rms))
             maps.append(torch.stack(rms, 1).flatten(2))
         return logits, torch.stack(scalars, 1), torch.cat(maps, 2)
 
 
-def _root_mean_square(tap: BlockTaps, shortcut_rms_NHW: Tensor | None) -> list[Tensor]:
-    """Per position, over channels: of F, s, u and y, each [N, H, W]."""
-    scale = 1 / math.sqrt(tap.residual.shape[1])
-    return [
-        shortcut_rms_NHW
-        if name == "shortcut" and shortcut_rms_NHW is not None
-        else torch.linalg.vector_norm(tensor, dim=1) * scale
-        for name, tensor in tap._asdict().items()
-    ]
+def measured(taps: Mapping[str, BlockTaps]) -> dict[str, Tensor]:
+    """The different tensors among the taps, by name: an identity shortcut, for one, is the output before it.
+
+    Names are such as `stage2.0.residual`, in the order residual, shortcut, sum, output.
+    """
+    found: dict[int, tuple[str, Tensor]] = {}
+    for block, tap in taps.items():
+        for part, tensor in zip(("residual", "shortcut", "sum", "output"), tap, strict=True):
+            if tensor is not None:
+                found.setdefault(id(tensor), (f"{block}.{part}", tensor))
+    return dict(found.values())
+
+
+def _root_mean_square(tensor_NCHW: Tensor) -> Tensor:
+    """Per position, over channels: [N, H, W]."""
+    norm: Tensor = torch.linalg.vector_norm(tensor_NCHW, dim=1)
+    return norm / math.sqrt(tensor_NCHW.shape[1])
 
 
 def _scalars(tap: BlockTaps, rms: list[Tensor]) -> Tensor:
     """[N, S] in the order of `manifest.SCALARS`."""
     mean_squares = [(m * m).mean((1, 2)) for m in rms]
-    residual_NC, shortcut_NC = tap.residual.mean((2, 3)), tap.shortcut.mean((2, 3))
+    shortcut = tap.shortcut if tap.shortcut is not None else torch.zeros_like(tap.residual)
+    residual_NC, shortcut_NC = tap.residual.mean((2, 3)), shortcut.mean((2, 3))
     channel_moments = [
         residual_NC.mean(1),
         (residual_NC * residual_NC).mean(1),
         (shortcut_NC * shortcut_NC).mean(1),
         (residual_NC * shortcut_NC).mean(1),
     ]
-    active, shortcut_active = tap.total > 0, tap.shortcut > 0
+    active, shortcut_active = tap.total > 0, shortcut > 0
     fractions = [
         t.to(residual_NC.dtype).mean((1, 2, 3)) for t in (active, shortcut_active, active & shortcut_active)
     ]
@@ -134,20 +139,18 @@ def export_graph(kind: GraphKind, model: ResNet, preprocessing: Preprocessing, p
     return proto
 
 
-def tap_names(model: ResNet) -> Iterator[str]:
-    """The measured tensors in the order of the graph: an identity shortcut is the output before it."""
-    for number, (name, block) in enumerate(model.named_blocks()):
-        yield f"{name}.residual"
-        if number == 0 or not isinstance(block.shortcut, nn.Identity):
-            yield f"{name}.shortcut"
-        yield f"{name}.sum"
-        yield f"{name}.output"
+@torch.no_grad()
+def tap_names(model: ResNet, size: int = 32) -> list[str]:
+    """The measured tensors in the order of the graph."""
+    dtype = next(model.parameters()).dtype
+    _, taps = model.eval().forward_taps(torch.zeros(1, 3, size, size, dtype=dtype))
+    return list(measured(taps))
 
 
 def _name_taps(proto: onnx.ModelProto, model: ResNet) -> None:
     """Give the inputs of the norms names, so that anyone can ask an engine for the tensors themselves."""
-    measured = [node.input[0] for node in proto.graph.node if node.op_type == "ReduceL2"]
-    renamed = dict(zip(measured, tap_names(model), strict=True))
+    norms = [node.input[0] for node in proto.graph.node if node.op_type == "ReduceL2"]
+    renamed = dict(zip(norms, tap_names(model), strict=True))
     for node in proto.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]

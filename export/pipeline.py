@@ -35,6 +35,7 @@ from models.manifest import (
     GraphKind,
     Manifest,
     Provenance,
+    PublishedAccuracy,
     Tensor,
     read_manifest,
     sha256_of,
@@ -67,6 +68,9 @@ def export_artifact(
     *,
     source: str,
     weights_sha256: str,
+    weights: str | None = None,
+    licence: str | None = None,
+    published_accuracy: PublishedAccuracy | None = None,
     validation: ValidationImages | None = None,
 ) -> Manifest:
     """Fuse, export, verify, measure, describe; returns the manifest of the artifact at `out`.
@@ -74,6 +78,7 @@ def export_artifact(
     Args:
         model: in evaluation mode; left as it is.
         source: where the weights came from, for people; weights_sha256: of that file.
+        weights, licence, published_accuracy: of weights that others published; see `Provenance`.
         validation: measure every graph's accuracy on these.
 
     Raises:
@@ -87,7 +92,20 @@ def export_artifact(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         work = Path(folder) / "artifact"
         work.mkdir()
-        manifest = _make(model, metadata, name, work, source, weights_sha256, validation)
+        provenance = Provenance(
+            source=source,
+            weights_sha256=weights_sha256,
+            num_parameters=sum(p.numel() for p in model.parameters()),
+            weights=weights,
+            licence=licence,
+            published_accuracy=published_accuracy,
+            recipe=metadata.recipe,
+            dataset=metadata.dataset,
+            commit=metadata.commit,
+            seed=metadata.seed,
+            checkpoint_accuracy=metadata.accuracy,
+        )
+        manifest = _make(model, metadata, name, work, provenance, validation)
         manifest.write(work)
         if out.exists():
             out.rename(Path(folder) / "replaced")
@@ -116,8 +134,7 @@ def _make(
     metadata: CheckpointMetadata,
     name: str,
     work: Path,
-    source: str,
-    weights_sha256: str,
+    provenance: Provenance,
     validation: ValidationImages | None,
 ) -> Manifest:
     preprocessing = metadata.preprocessing
@@ -140,16 +157,7 @@ def _make(
         num_classes=model.spec.num_classes,
         labels=metadata.labels,
         preprocessing=preprocessing,
-        provenance=Provenance(
-            source=source,
-            weights_sha256=weights_sha256,
-            num_parameters=sum(p.numel() for p in model.parameters()),
-            recipe=metadata.recipe,
-            dataset=metadata.dataset,
-            commit=metadata.commit,
-            seed=metadata.seed,
-            checkpoint_accuracy=metadata.accuracy,
-        ),
+        provenance=provenance,
         blocks=describe_blocks(model, preprocessing.crop),
         graphs=graphs,
         golden_image=GOLDEN_IMAGE,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.graph import tap_names
+from export.graph import measured, tap_names
 from models.manifest import Accuracy, GraphKind, Parity, Preprocessing
 from models.resnet import ResNet
 
@@ -149,15 +149,18 @@ def _sum_parity(graph: Path, source: ResNet, preprocessing: Preprocessing, expec
     session = open_session(proto.SerializeToString())
     raw = dict(zip(names, session.run(names, feed("introspect", session, images)), strict=True))
     _, taps = source.forward_taps(source_input(images, preprocessing))
-    worst, before = 0.0, ""
+    names_of = {id(tensor): name for name, tensor in measured(taps).items()}
+    worst = 0.0
     for name, tap in taps.items():
-        shortcut = raw.get(f"{name}.shortcut", raw.get(f"{before}.output"))
         own = tap.total.numpy()
-        delta = float(np.abs(raw[f"{name}.residual"] + np.asarray(shortcut) - own).max())
+        total = raw[names_of[id(tap.residual)]]
+        if tap.shortcut is not None:
+            total = total + raw[names_of[id(tap.shortcut)]]
+        delta = float(np.abs(total - own).max())
         limit = PARITY_TOLERANCE * max(1.0, float(np.abs(own).max()))
         if not delta <= limit:
             raise GateError(f"introspect: F + s differs from the network's own sum by {delta:.3g} at {name}")
-        worst, before = max(worst, delta), name
+        worst = max(worst, delta)
     return worst
 
 

@@ -18,8 +18,8 @@ MANIFEST_FILE = "manifest.json"
 GraphKind = Literal["classify", "introspect"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
-ShortcutKind = Literal["identity", "projection", "pad"]
-Variant = Literal["v1", "v2"]
+ShortcutKind = Literal["identity", "projection", "pad", "gated", "none"]
+Variant = Literal["v1", "v2", "plain", "highway"]
 
 # One value a block and image each, in this order: the last axis of the introspect graph's
 # `scalars`. All are means over the C*H*W elements of the block, so they stay in range in fp16.
@@ -76,6 +76,15 @@ class Accuracy(Record):
     num_images: int
     top1: float
     top5: float
+
+
+class PublishedAccuracy(Record):
+    """What the weights' publisher measured, as fractions, on images of `pixels` x `pixels`."""
+
+    dataset: str
+    top1: float
+    top5: float
+    pixels: int
 
 
 class Parity(Record):
@@ -135,11 +144,18 @@ class Block(Record):
 
 
 class Provenance(Record):
-    """Where the weights came from."""
+    """Where the weights came from.
+
+    Of weights that others published, `source` is the URL that they came from, `weights` names them for good
+    (`timm/resnet50.a1_in1k`), and `licence` is theirs.
+    """
 
     source: str
     weights_sha256: str
     num_parameters: int
+    weights: str | None = None
+    licence: str | None = None
+    published_accuracy: PublishedAccuracy | None = None
     recipe: dict[str, object] | None = None
     dataset: str | None = None
     commit: str | None = None

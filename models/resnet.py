@@ -7,8 +7,9 @@ Shapes: N batch, C channels, H W space, K classes, L blocks.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -16,56 +17,90 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.blocks import BRANCHES, SHORTCUTS, STEMS, BlockTaps, PadShortcut, Projection, ResidualBlock
+from models.blocks import (
+    BRANCHES,
+    TRANSFORM_BIAS,
+    BlockTaps,
+    HighwayBlock,
+    PadChannels,
+    PlainBlock,
+    Projection,
+    ResidualBlock,
+    make_block,
+    make_stem,
+    norm_relu,
+    transition,
+)
 from models.manifest import Block, ReceptiveField, ShortcutKind, Variant
 from models.zoo import Architecture, architecture
 
+INITIALISATIONS: dict[str, Callable[..., Tensor]] = {
+    # Normal, for ReLU: He et al. 2015, arXiv 1502.01852.
+    "he-fan-in": partial(nn.init.kaiming_normal_, mode="fan_in", nonlinearity="relu"),
+    "he-fan-out": partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"),
+    # Normal: Glorot and Bengio 2010.
+    "xavier": nn.init.xavier_normal_,
+}
+
 
 class ResNet(nn.Module):
-    """A residual network: float [N, 3, H, W] -> logits [N, K].
+    """A residual network, or one of its relatives: float [N, 3, H, W] -> logits [N, K].
 
     Attributes:
         stem: image to the first stage's channels.
-        stage1, stage2, ...: `nn.Sequential` of `ResidualBlock`.
+        stage1, stage2, ...: `nn.Sequential` of `ResidualBlock`; a DenseNet's later ones begin with a
+            `transition`.
+        postact: v2's last BatchNorm and ReLU; the identity elsewhere.
         head: linear, after global average pooling.
         checkpoint_blocks: recompute each block in the backward pass instead of keeping its
             activations (memory of a thousand layers fits, about a third more time).
     """
 
-    variant: Variant = "v1"
-
     def __init__(self, spec: Architecture) -> None:
         super().__init__()
         self.spec = spec
         self.checkpoint_blocks = False
-        self.stem = STEMS[spec.stem](spec.width)
-        channels = spec.width
+        self.stem = make_stem(spec)
+        channels = spec.stem_width or spec.width
+        number_of_block = 0
         for number, depth in enumerate(spec.depths, start=1):
-            width = spec.width * 2 ** (number - 1)
-            blocks = []
+            width = min(spec.width * 2 ** (number - 1), spec.max_width or sys.maxsize)
+            stage: OrderedDict[str, nn.Module] = OrderedDict()
+            strides = 2 if number > 1 else 1
+            if spec.branch == "dense" and number > 1:
+                stage["transition"] = transition(channels)
+                channels, strides = channels // 2, 1
             for index in range(depth):
-                stride = 2 if number > 1 and index == 0 else 1
-                blocks.append(make_block(spec, channels, width, stride))
-                channels = width * BRANCHES[spec.branch].expansion
-            self.add_module(f"stage{number}", nn.Sequential(*blocks))
+                number_of_block += 1
+                drop = spec.stochastic_depth * number_of_block / sum(spec.depths)
+                stage[str(index)] = make_block(spec, channels, width, strides if index == 0 else 1, drop)
+                channels = BRANCHES[spec.branch].out_channels(channels, width)
+            self.add_module(f"stage{number}", nn.Sequential(stage))
+        self.postact = norm_relu(channels) if spec.variant == "v2" else nn.Identity()
         self.head = nn.Linear(channels, spec.num_classes)
+
+    @property
+    def variant(self) -> Variant:
+        return self.spec.variant  # type: ignore[return-value]
+
+    def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """("stage1.0", block), ... in the order of the data, with ("stage2.transition", ...) where it is."""
+        for number in range(1, len(self.spec.depths) + 1):
+            for name, layer in self.get_submodule(f"stage{number}").named_children():
+                yield f"stage{number}.{name}", layer
 
     def named_blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
         """("stage1.0", block), ... in the order of the data."""
-        for number in range(1, len(self.spec.depths) + 1):
-            stage = self.get_submodule(f"stage{number}")
-            for index, block in enumerate(stage.children()):
-                assert isinstance(block, ResidualBlock)
-                yield f"stage{number}.{index}", block
+        return ((name, layer) for name, layer in self.named_layers() if isinstance(layer, ResidualBlock))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.stem(x_NCHW)
-        for _, block in self.named_blocks():
+        for _, layer in self.named_layers():
             if self.checkpoint_blocks and self.training:
-                contexts = partial(_recomputation_contexts, block)
-                x_NCHW = checkpoint(block, x_NCHW, use_reentrant=False, context_fn=contexts)
+                contexts = partial(_recomputation_contexts, layer)
+                x_NCHW = checkpoint(layer, x_NCHW, use_reentrant=False, context_fn=contexts)
             else:
-                x_NCHW = block(x_NCHW)
+                x_NCHW = layer(x_NCHW)
         return self.pool_and_head(x_NCHW)
 
     def forward_taps(
@@ -74,38 +109,46 @@ class ResNet(nn.Module):
         """Logits [N, K] and every block's parts, by name; `gates` scales each branch (1 leaves it)."""
         taps: OrderedDict[str, BlockTaps] = OrderedDict()
         x_NCHW = self.stem(x_NCHW)
-        for number, (name, block) in enumerate(self.named_blocks()):
-            gate = None if gates_NL is None else gates_NL[:, number].reshape(-1, 1, 1, 1)
-            taps[name] = block.taps(x_NCHW, gate)
-            x_NCHW = taps[name].output
+        for name, layer in self.named_layers():
+            if isinstance(layer, ResidualBlock):
+                gate = None if gates_NL is None else gates_NL[:, len(taps)].reshape(-1, 1, 1, 1)
+                taps[name] = layer.taps(x_NCHW, gate)
+                x_NCHW = taps[name].output
+            else:
+                x_NCHW = layer(x_NCHW)
         return self.pool_and_head(x_NCHW), taps
 
     def pool_and_head(self, x_NCHW: Tensor) -> Tensor:
-        return self.head(x_NCHW.mean((2, 3)))
+        return self.head(self.postact(x_NCHW).mean((2, 3)))
 
     @torch.no_grad()
-    def initialise(self, seed: int, zero_init_branch: bool = False) -> ResNet:
-        """He initialisation, normal with fan-out (arXiv 1502.01852); the head uniform as torch's Linear.
+    def initialise(
+        self, seed: int, zero_init_branch: bool = False, initialisation: str = "he-fan-out"
+    ) -> ResNet:
+        """Convolutions by a row of INITIALISATIONS; the head uniform as torch's Linear.
 
-        With `zero_init_branch` the last BatchNorm of every branch starts at 0, so that every block
-        starts as its shortcut (arXiv 1706.02677, section 5.1).
+        With `zero_init_branch` every branch starts at 0, so that every block starts as its shortcut: the last
+        BatchNorm's weight (arXiv 1706.02677, section 5.1), in v2 the last convolution's.
         """
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, mode="fan_out", nonlinearity="relu", generator=generator
-                )
+                INITIALISATIONS[initialisation](module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear):
                 bound = module.in_features**-0.5
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        if zero_init_branch:
-            for _, block in self.named_blocks():
-                last_norm = [m for m in block.branch.modules() if isinstance(m, nn.BatchNorm2d)][-1]
-                nn.init.zeros_(last_norm.weight)
+        for _, block in self.named_blocks():
+            if isinstance(block, HighwayBlock):
+                nn.init.constant_(block.transform.conv.bias, TRANSFORM_BIAS)
+            if zero_init_branch and self.spec.has_shortcuts:
+                last = nn.Conv2d if self.spec.variant == "v2" else nn.BatchNorm2d
+                layers = [layer for layer in block.branch.children() if isinstance(layer, last)]
+                nn.init.zeros_(layers[-1].weight)
         return self
 
 
@@ -131,31 +174,32 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def make_block(spec: Architecture, in_channels: int, width: int, stride: int) -> ResidualBlock:
-    """One block of `spec`; the shortcut is the identity wherever the shape allows it."""
-    branch = BRANCHES[spec.branch]
-    out_channels = width * branch.expansion
-    if stride == 1 and in_channels == out_channels:
-        shortcut: nn.Module = nn.Identity()
-    else:
-        shortcut = SHORTCUTS[spec.shortcut](in_channels, out_channels, stride)
-    return ResidualBlock(branch.make(in_channels, width, stride), shortcut)
-
-
-def build(name: str, *, seed: int = 0, zero_init_branch: bool = False, **changes: object) -> ResNet:
+def build(
+    name: str,
+    *,
+    seed: int = 0,
+    zero_init_branch: bool = False,
+    initialisation: str = "he-fan-out",
+    **changes: object,
+) -> ResNet:
     """A freshly initialised network of the zoo's row `name`, with `changes` to the row's fields.
 
     Raises:
         UnknownArchitecture: no such row.
     """
-    return ResNet(architecture(name, **changes)).initialise(seed, zero_init_branch)
+    model = ResNet(architecture(name, **changes))
+    return model.initialise(seed, zero_init_branch, initialisation)
 
 
 def shortcut_kind(block: ResidualBlock) -> ShortcutKind:
     """What kind of path carries x past the branch."""
+    if isinstance(block, PlainBlock):
+        return "none"
+    if isinstance(block, HighwayBlock):
+        return "gated"
     if isinstance(block.shortcut, Projection):
         return "projection"
-    return "pad" if isinstance(block.shortcut, PadShortcut) else "identity"
+    return "pad" if isinstance(block.shortcut, PadChannels) else "identity"
 
 
 @torch.no_grad()
@@ -171,8 +215,11 @@ def describe_blocks(model: ResNet, input_size: int) -> tuple[Block, ...]:
     model.train(was_training)
     center, size, jump = _field_through(model.stem, 0.0, 1, 1)
     blocks = []
-    for name, block in model.named_blocks():
-        center, size, jump = _field_through(block.branch, center, size, jump)
+    for name, block in model.named_layers():
+        path = block.branch if isinstance(block, ResidualBlock) else block
+        center, size, jump = _field_through(path, center, size, jump)
+        if not isinstance(block, ResidualBlock):
+            continue
         stage, index = name.removeprefix("stage").split(".")
         _, channels, height, width = taps[name].output.shape
         blocks.append(
@@ -191,7 +238,7 @@ def describe_blocks(model: ResNet, input_size: int) -> tuple[Block, ...]:
 
 def _field_through(path: nn.Module, center: float, size: int, jump: int) -> tuple[float, int, int]:
     for layer in path.modules():
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             kernel, stride, padding = (
                 value if isinstance(value, int) else value[0]
                 for value in (layer.kernel_size, layer.stride, layer.padding)

@@ -12,7 +12,7 @@ y the block's output; <a, b> is the mean of a*b over the elements in question, |
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,36 @@ SCALAR_GROUPS: dict[str, tuple[str, ...]] = {
     "relu": ("clip_fraction", "clip_energy", "erased", "written"),
 }
 
+# What does not exist for a variant, and why: maps, scalar groups and single members of these.
+NO_SHORTCUT = "a plain network has no shortcut"
+NO_RELU = "no ReLU follows the addition"
+ABSENT: dict[Variant, dict[str, str]] = {
+    "v1": {},
+    "v2": {"relu": NO_RELU},
+    "highway": {"relu": NO_RELU},
+    "plain": dict.fromkeys(
+        (
+            "rms.shortcut",
+            "ratio",
+            "cosine",
+            "cosine_centered",
+            "energy",
+            "share",
+            "relu.erased",
+            "relu.written",
+            "shortcut",
+        ),
+        NO_SHORTCUT,
+    ),
+}
+
 RATIO_LIMIT = 4.0  # in log2: sixteenfold either way
 EPSILON = 1e-6  # of RMS(u): a norm below this is noise beside the sum
 COSINE_ERROR_LIMIT = 0.1  # a cosine known worse than this is null
 ROUNDING = 2.0**-24  # half a unit in the last place of float32, relative
 _TINY = float(np.finfo(np.float64).tiny)
+
+_Name = TypeVar("_Name", bound=str)
 
 
 class NotFiniteError(Exception):
@@ -86,6 +111,12 @@ class MeanSquares:
         return (self.u + self.F + self.s) / 2
 
 
+def why_absent(quantity: str, variant: Variant) -> str | None:
+    """Why a map, a scalar group or a member (`rms.shortcut`) does not exist for a variant; None: it does."""
+    reasons = ABSENT[variant]
+    return reasons.get(quantity) or reasons.get(quantity.partition(".")[0])
+
+
 def measure(
     manifest: Manifest,
     logits_K: NDArray[np.float32],
@@ -93,6 +124,8 @@ def measure(
     maps_MP: NDArray[np.float32],
 ) -> Quantities:
     """Every quantity of one image, from its rows of the outputs `logits`, `scalars` and `maps`.
+
+    What does not exist for the network's variant (`ABSENT`) is NaN throughout.
 
     Raises:
         NotFiniteError: an output holds NaN or infinity.
@@ -104,10 +137,12 @@ def measure(
     positions = MeanSquares(*(maps[MAPS.index(name)] ** 2 for name in _MAPS_OF_MEAN_SQUARES))
     blocks = _means_by_block(positions, areas)
     reduced = MeanSquares(*(_column(scalars, name) for name in _SCALARS_OF_MEAN_SQUARES))
+    by_block = scalar_quantities(blocks, scalars, channels, areas)
+    by_position = map_quantities(positions, np.repeat(blocks.u, areas), np.repeat(channels, areas))
     return Quantities(
         logits_K=logits,
-        scalars=scalar_quantities(blocks, scalars, channels, areas, manifest.variant),
-        maps=map_quantities(positions, np.repeat(blocks.u, areas), np.repeat(channels, areas)),
+        scalars=_null_where_absent(by_block, manifest.variant),
+        maps=_null_where_absent(by_position, manifest.variant),
         slices=map_slices(manifest.blocks),
         energy_sum_err=energy_sum_error(blocks, reduced),
         map_scalar_err=map_scalar_error(blocks, reduced),
@@ -119,18 +154,17 @@ def scalar_quantities(
     scalars_LS: FloatArray,
     channels: FloatArray,
     areas: NDArray[np.int64],
-    variant: Variant,
 ) -> dict[str, FloatArray]:
-    """The scalars of every block, [L] each.
+    """The scalars of every block, [L] each, as if the variant had them all.
 
     - `rms.*` = |F|, |s|, |y|
     - `std_residual` = sqrt(<F, F> - mean(F)^2): He's layer response (arXiv 1512.03385, figure 7)
-    - `ratio` = |F| / |s| (Jastrzebski, arXiv 1710.04773); 0 for a dead branch, null without a shortcut
+    - `ratio` = |F| / |s| (Jastrzebski, arXiv 1710.04773); 0 for a dead branch, null for a dead shortcut
     - `energy.*` = <F, F>, <s, s> and 2<F, s>, over <u, u>: they sum to 1, and the first can pass 1
     - `share.*` = <F, u> and <s, u>, over <u, u>: they sum to 1
     - `cosine` = <F, s> / (|F| |s|); `cosine_centered` the same after each channel's mean over positions
       is taken off F and s, because a v1 identity shortcut is never negative and biases the plain one
-    - `relu.*`, v1 only: mean[u <= 0], |min(u, 0)|^2 / |u|^2, mean[s > 0 and u <= 0], mean[s <= 0 and u > 0]
+    - `relu.*`: mean[u <= 0], |min(u, 0)|^2 / |u|^2, mean[s > 0 and u <= 0], mean[s <= 0 and u > 0]
 
     `squares` come from the maps, averaged here in float64, and not from the graph's own means in
     `scalars_LS`, which only check them: summing 800,000 squares one by one in float32, as ONNX Runtime's
@@ -174,14 +208,11 @@ def scalar_quantities(
         "energy.cross": 1 - energy_F - energy_s,
         "share.residual": share_F,
         "share.shortcut": 1 - share_F,
-        **_relu_quantities(squares, scalars_LS, variant),
+        **_relu_quantities(squares, scalars_LS),
     }
 
 
-def _relu_quantities(squares: MeanSquares, scalars_LS: FloatArray, variant: Variant) -> dict[str, FloatArray]:
-    names = [f"relu.{member}" for member in SCALAR_GROUPS["relu"]]
-    if variant == "v2":  # no ReLU after the addition
-        return {name: np.full(len(scalars_LS), np.nan) for name in names}
+def _relu_quantities(squares: MeanSquares, scalars_LS: FloatArray) -> dict[str, FloatArray]:
     active = _column(scalars_LS, "active")
     both_active = _column(scalars_LS, "both_active")
     return {
@@ -253,6 +284,13 @@ _SCALARS_OF_MEAN_SQUARES: tuple[ScalarName, ...] = (
     "sum_mean_square",
     "output_mean_square",
 )
+
+
+def _null_where_absent(values: dict[_Name, FloatArray], variant: Variant) -> dict[_Name, FloatArray]:
+    return {
+        name: np.full_like(array, np.nan) if why_absent(name, variant) else array
+        for name, array in values.items()
+    }
 
 
 def _column(scalars_LS: FloatArray, name: ScalarName) -> FloatArray:

@@ -17,14 +17,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Block, Manifest
+from models.manifest import Block, Manifest, Variant
 from models.preprocess import Preprocessed
-from service.introspection import RATIO_LIMIT, SCALAR_GROUPS, FloatArray, MapQuantity, Quantities
+from service.introspection import (
+    ABSENT,
+    RATIO_LIMIT,
+    SCALAR_GROUPS,
+    FloatArray,
+    MapQuantity,
+    Quantities,
+    why_absent,
+)
 from service.introspection_query import LATER, MapEncoding, Options, Target
 from service.postprocess import softmax, top_predictions
 
 DIGITS = 5  # significant, of scalars: sums in float32 promise no more
 SCALE_DIGITS = 6  # of a declared vmax
+NOT_YET = "not computed by this version"
 LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those of /classify
 
 # u8 codes of a map: values that are never null use all of them; where null exists it is the last one, and
@@ -73,6 +82,7 @@ def answer(
     ]
     document["checks"] = _checks(quantities, manifest)
     document["timing_ms"] = {name: round(ms, 3) for name, ms in run.timing_ms.items()}
+    document["null_reasons"] = _null_reasons(manifest.variant, options, chosen)
     return document
 
 
@@ -92,7 +102,8 @@ def to_npz(
 
     - `logits` float32 [K]; `gates` float32 [L] and `gate_names` [L], of the whole network
     - `block_names` [B], the blocks asked for; `scalars/<name>` float64 [B], NaN where null
-    - `maps/<block>/<quantity>` [H, W]: float32 with NaN where null (or float16, or u8 codes, as asked for)
+    - `maps/<block>/<quantity>` [H, W]: float32 with NaN where null (or float16, or u8 codes, as asked for);
+      a map that does not exist for the variant is NaN in float32, whatever was asked for
     - `metadata`: the JSON document as one string, its maps without `data`
     """
     document = answer(quantities, manifest, options, image, run, "f32")
@@ -108,8 +119,10 @@ def to_npz(
             arrays[f"scalars/{name}"] = quantities.scalars[name][chosen]
     for block in document["blocks"]:
         for quantity, entry in block["maps"].items():
-            arrays[f"maps/{block['name']}/{quantity}"] = decode_codes(entry)
-            del entry["data"]
+            array = np.full(block["shape"][1:], np.nan, np.float32) if entry is None else decode_codes(entry)
+            arrays[f"maps/{block['name']}/{quantity}"] = array
+            if entry is not None:
+                del entry["data"]
     arrays["metadata"] = np.array(to_json(document).decode())
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
@@ -249,14 +262,18 @@ def _block(
 ) -> dict[str, Any]:
     document = _describe(manifest.blocks[index])
     for group in options.groups:
-        document[group] = _group(quantities, group, index)
+        document[group] = None
+        if not why_absent(group, manifest.variant):
+            document[group] = _group(quantities, group, index)
     if options.complete:
         document |= dict.fromkeys(LATER)
     document["maps"] = {}
     if encoding != "none":
         for quantity in options.maps:
-            values = block_map(quantities, manifest, quantity, index)
-            document["maps"][quantity] = encode_map(values, quantity, *ranges[quantity], encoding)
+            document["maps"][quantity] = None
+            if quantity in ranges:
+                values = block_map(quantities, manifest, quantity, index)
+                document["maps"][quantity] = encode_map(values, quantity, *ranges[quantity], encoding)
     return document
 
 
@@ -276,22 +293,19 @@ def _describe(block: Block) -> dict[str, Any]:
 
 
 def _group(quantities: Quantities, group: str, index: int) -> dict[str, float | None] | float | None:
-    """A group's values; null as a whole where none of its members exists."""
     values = [_number(quantities.scalars[name][index]) for name in scalar_names(group)]
-    if not SCALAR_GROUPS[group]:
-        return values[0]
-    if group == "relu" and all(value is None for value in values):
-        return None
-    return dict(zip(SCALAR_GROUPS[group], values, strict=True))
+    members = SCALAR_GROUPS[group]
+    return dict(zip(members, values, strict=True)) if members else values[0]
 
 
 def _ranges_of_blocks(
     quantities: Quantities, manifest: Manifest, options: Options
 ) -> list[dict[MapQuantity, tuple[float, float]]]:
-    """vmin and vmax of every map asked for, by block asked for; computed once a stage."""
+    """vmin and vmax of every map asked for that exists, by block asked for; computed once a stage."""
+    existing = [quantity for quantity in options.maps if not why_absent(quantity, manifest.variant)]
     stages = [manifest.blocks[index].stage if options.scale == "stage" else None for index in options.blocks]
     by_stage = {
-        stage: {quantity: map_range(quantities, manifest, quantity, stage) for quantity in options.maps}
+        stage: {quantity: map_range(quantities, manifest, quantity, stage) for quantity in existing}
         for stage in set(stages)
     }
     return [by_stage[stage] for stage in stages]
@@ -311,6 +325,15 @@ def _checks(quantities: Quantities, manifest: Manifest) -> dict[str, float | Non
         "energy_sum_err": _number(quantities.energy_sum_err),
         "map_scalar_err": _number(quantities.map_scalar_err),
     }
+
+
+def _null_reasons(variant: Variant, options: Options, encoding: MapEncoding) -> dict[str, str]:
+    """Why fields of this answer are null in every block: what the variant lacks, and what is yet to come."""
+    asked = {*options.groups, *(options.maps if encoding != "none" else ())}
+    reasons = {name: why for name, why in ABSENT[variant].items() if name.partition(".")[0] in asked}
+    if options.complete:
+        reasons |= dict.fromkeys(LATER, NOT_YET)
+    return reasons | {"checks.completeness_abs_err": NOT_YET}
 
 
 def _number(value: float | np.floating[Any], digits: int = DIGITS) -> float | None:

@@ -54,7 +54,8 @@ class IntrospectQuery(ImageQuery):
     quantities: str = Field(
         "",
         description=f"comma-separated maps ({', '.join(MAP_QUANTITIES)}) and scalars "
-        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all, and `share` in an image",
+        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all, and in an image `share` "
+        "(`residual` in a plain network)",
     )
     maps: MapEncoding | None = Field(
         None, description="how maps are encoded, or `none`; `u8` in JSON and `f32` in NPZ if not given"

@@ -43,8 +43,10 @@ class TargetClass(Member):
 
 
 class Rms(Member):
+    """Of F, of s (null in a plain network) and of the block's output."""
+
     residual: float
-    shortcut: float
+    shortcut: float | None
     output: float
 
 
@@ -64,12 +66,12 @@ class Share(Member):
 
 
 class Relu(Member):
-    """What the ReLU after the addition does; null in v2, which has none."""
+    """What the ReLU after the addition does; null in v2 and highway networks, which have none."""
 
     clip_fraction: float
     clip_energy: float | None
-    erased: float
-    written: float
+    erased: float | None = Field(description="null in a plain network, which has no shortcut to erase")
+    written: float | None
 
 
 class EncodedMap(Member):
@@ -85,7 +87,7 @@ class EncodedMap(Member):
 
 
 class BlockAnswer(Member):
-    """One residual block. A scalar that was not asked for is absent; one that does not exist is null."""
+    """One residual block. What was not asked for is absent; what does not exist is null."""
 
     name: str
     stage: int
@@ -105,7 +107,7 @@ class BlockAnswer(Member):
     contribution: None = None
     lens: None = None
     lesion: None = None
-    maps: dict[str, EncodedMap]
+    maps: dict[str, EncodedMap | None]
 
 
 class Checks(Member):
@@ -134,3 +136,7 @@ class Introspection(Member):
     blocks: list[BlockAnswer]
     checks: Checks
     timing_ms: dict[str, float]
+    null_reasons: dict[str, str] = Field(
+        description="why a quantity asked for is null in every block, by its name (`share`, `rms.shortcut`): "
+        "the network's variant lacks it, or this version does not compute it"
+    )

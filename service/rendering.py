@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.manifest import Manifest
+from models.manifest import Manifest, Variant
 from models.preprocess import Preprocessed
 from service.colormaps import ColormapName
-from service.introspection import MapQuantity, Quantities
+from service.introspection import MapQuantity, Quantities, why_absent
 from service.introspection_answer import FIXED_RANGES, block_map, map_range, predictions, target_index
 from service.introspection_query import Options, ParameterError
 from service.lettering import text_width, wrapped, write
@@ -50,6 +50,13 @@ class Style:
     word: str
 
 
+OUTPUTS: dict[Variant, str] = {
+    "v1": "ReLU(shortcut s + residual branch F)",
+    "v2": "shortcut s + residual branch F",
+    "highway": "gated shortcut s + gated branch F",
+    "plain": "ReLU(branch F), without a shortcut",
+}
+
 STYLES: dict[MapQuantity, Style] = {
     "share": Style(
         "Share",
@@ -62,7 +69,7 @@ STYLES: dict[MapQuantity, Style] = {
     ),
     "residual": Style(
         "Residual branch",
-        "Size of what the residual branch F adds at each place: root mean square over its channels.",
+        "Size of what the residual branch F gives at each place: root mean square over its channels.",
         "RMS, in activation units",
         "viridis",
         "rms.residual",
@@ -109,10 +116,10 @@ def contact_sheet(quantities: Quantities, manifest: Manifest, options: Options, 
     """The PNG: photograph and predictions, then for every quantity one tile a block.
 
     Raises:
-        ParameterError: `quantities` names no map.
+        ParameterError: `quantities` names no map, or one that does not exist for the network's variant.
     """
     parts = [_header(quantities, manifest, options, image)]
-    for quantity in sheet_quantities(options):
+    for quantity in sheet_quantities(options, manifest.variant):
         parts += _section(quantities, manifest, options, image, quantity)
     sheet = _stacked(parts)
     file = io.BytesIO()
@@ -120,16 +127,20 @@ def contact_sheet(quantities: Quantities, manifest: Manifest, options: Options, 
     return file.getvalue()
 
 
-def sheet_quantities(options: Options) -> tuple[MapQuantity, ...]:
-    """The maps that a sheet shows: those named, `share` if none is.
+def sheet_quantities(options: Options, variant: Variant) -> tuple[MapQuantity, ...]:
+    """The maps that a sheet shows: those named; if none is, `share`, or `residual` where there is no share.
 
     Raises:
-        ParameterError: only scalars are named.
+        ParameterError: only scalars are named, or a map that does not exist for the variant.
     """
     if options.complete:
-        return ("share",)
+        return ("residual",) if why_absent("share", variant) else ("share",)
+    hint = f"Maps: {', '.join(quantity for quantity in STYLES if not why_absent(quantity, variant))}."
     if not options.maps:
-        raise ParameterError("quantities", "quantities: an image needs a map.", f"Maps: {', '.join(STYLES)}.")
+        raise ParameterError("quantities", "quantities: an image needs a map.", hint)
+    for quantity in options.maps:
+        if reason := why_absent(quantity, variant):
+            raise ParameterError("quantities", f"quantities: no {quantity} to draw: {reason}.", hint)
     return options.maps
 
 
@@ -186,10 +197,9 @@ def _header(quantities: Quantities, manifest: Manifest, options: Options, image:
 
 def _subtitle(manifest: Manifest, image: Preprocessed) -> str:
     crop = manifest.preprocessing.crop
-    added = "shortcut s + residual branch F"
     return (
         f"{image.width} x {image.height} pixels, seen as {crop} x {crop} · "
-        f"every block: output = {f'ReLU({added})' if manifest.variant == 'v1' else added}"
+        f"every block: output = {OUTPUTS[manifest.variant]}"
     )
 
 
@@ -290,7 +300,8 @@ def _tile(
     number = quantities.scalars[style.scalar][index]
     summary = f"{style.word} {number:.3g}" if np.isfinite(number) else f"{style.word}: none"
     name_width = write(draw, (0, 0), block.name, 14, INK, size)
-    write(draw, (name_width + 8, 0), block.shortcut, 14, SOFT, size - name_width - 8)
+    kind = "no shortcut" if block.shortcut == "none" else block.shortcut
+    write(draw, (name_width + 8, 0), kind, 14, SOFT, size - name_width - 8)
     write(draw, (0, 18), summary, 14, INK, size)
     tile.paste(Image.fromarray(pixels), (0, TITLE_HEIGHT))
     return tile

@@ -1,16 +1,16 @@
-"""Every setting of the server: the only reader of the environment.
+"""Every setting of the server and of `residuum pull`: the only reader of the environment.
 
 A setting has one name: `max_batch_size` is the field, `--max-batch-size` the flag of `residuum serve` and
 `RESIDUUM_MAX_BATCH_SIZE` the environment variable; a flag wins over the variable. The command line and the
-docs are made from `Settings.model_fields`, so a name, a default and a description are written here only.
+docs are made from the classes' `model_fields`, so a name, a default and a description are written here only.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -73,9 +73,7 @@ class Settings(BaseSettings):
     @field_validator("model", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(name.strip() for name in value.split(",") if name.strip())
-        return value
+        return _parts(value)
 
     @field_validator("model")
     @classmethod
@@ -92,6 +90,52 @@ class Settings(BaseSettings):
         return self
 
 
+class PullSettings(BaseSettings):
+    """How `residuum pull` reaches the sources of weights; frozen, passed down, never global."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    artifacts: Path = Field(Path("artifacts"), description="the directory where artifacts are put by name")
+    cache: Path | None = Field(
+        None, description="the directory where downloads are kept; None: where this platform keeps caches"
+    )
+    offline: bool = Field(False, description="take everything from the cache, and ask no server")
+    pytorch_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("https://download.pytorch.org",),
+        description="where torchvision's weights are; repeatable, tried in order: a mirror, then the source "
+        "(in the environment: separated by commas)",
+    )
+    hub_url: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("https://huggingface.co",), description="where the Hugging Face hub is; likewise"
+    )
+    timeout: float = Field(
+        30, gt=0, le=3600, description="seconds to wait for a server's connection or next bytes"
+    )
+
+    @field_validator("pytorch_url", "hub_url", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return _parts(value)
+
+    @field_validator("pytorch_url", "hub_url")
+    @classmethod
+    def _at_least_one(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        default: tuple[str, ...] = cls.model_fields[str(info.field_name)].default
+        return value or default
+
+
+AnySettings = TypeVar("AnySettings", Settings, PullSettings)
+
+
+def _parts(value: object) -> object:
+    """What stands between commas, of a text; anything else as it is."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
 def flag_of(field: str) -> str:
     """`max_batch_size` -> `--max-batch-size`."""
     return "--" + field.replace("_", "-")
@@ -103,9 +147,18 @@ def load_settings(**flags: object) -> Settings:
     Raises:
         SettingsError: a value is not allowed, or a flag does not exist.
     """
+    return _load(Settings, flags)
+
+
+def load_pull_settings(**flags: object) -> PullSettings:
+    """Likewise, for `residuum pull`."""
+    return _load(PullSettings, flags)
+
+
+def _load(kind: type[AnySettings], flags: dict[str, object]) -> AnySettings:
     flags = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**flags)  # type: ignore[arg-type]
+        return kind(**flags)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         raise SettingsError(_explain(first, given=flags)) from error

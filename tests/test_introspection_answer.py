@@ -35,7 +35,7 @@ RUN = Run("fp32", "onnxruntime", {"decode": 1.23456, "queue": 0.1, "inference": 
 
 # INTROSPECTION.md's example, in its order; what is ours beyond it stands at the end of its object.
 KEYS = {
-    "": "model image target predictions gates blocks checks timing_ms",
+    "": "model image target predictions gates blocks checks timing_ms null_reasons",
     "model": "name version variant precision engine",
     "image": "width height model_box input",
     "target": "index label mode probability logit",
@@ -75,6 +75,8 @@ def test_the_keys_are_the_contracts_in_its_order(case: Measured) -> None:
     assert {name: " ".join(value) for name, value in objects.items()} == KEYS
     assert tuple(block["maps"]) == MAP_QUANTITIES
     assert [block[name] for name in ("contribution", "lens", "lesion")] == [None] * 3
+    nulls = ("contribution", "lens", "lesion", "checks.completeness_abs_err")
+    assert document["null_reasons"] == dict.fromkeys(nulls, "not computed by this version")
     Introspection.model_validate(document)
 
 

@@ -109,8 +109,12 @@ def test_one_onnxruntime_on_every_machine() -> None:
         assert chosen == ["onnxruntime-gpu" if (platform, machine) == ("linux", "x86_64") else "onnxruntime"]
 
 
-def test_nothing_asks_for_torchvision() -> None:
-    assert "torchvision" not in names(declared())
+def test_only_tests_ask_for_other_implementations() -> None:
+    oracles = {"torchvision", "timm", "transformers", "pytorchcv"}
+    extras = PROJECT["optional-dependencies"]
+    assert oracles <= names(extras["dev"])
+    for extra in (PROJECT["dependencies"], *(extras[name] for name in extras if name != "dev")):
+        assert not oracles & names(extra)
 
 
 def test_constraints_pin_what_is_declared() -> None:

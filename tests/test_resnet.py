@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.blocks import PadShortcut, ResidualBlock
+from models.blocks import ResidualBlock, pad, pad_after
 from models.resnet import ResNet, build, describe_blocks
 from tests.conftest import liven
 
@@ -51,11 +51,11 @@ def test_a_closed_gate_leaves_the_shortcut_and_spares_the_other_rows() -> None:
 
 def test_pad_shortcut_takes_every_second_pixel_and_pads_both_sides() -> None:
     x = images(4)
-    y = PadShortcut(3, 7, 2)(x)
+    y = pad(3, 7, 2, True)(x)
     assert torch.equal(y[:, 2:5], x[:, :, ::2, ::2])
     assert not y[:, :2].any()
     assert not y[:, 5:].any()
-    assert torch.equal(PadShortcut(3, 7, 2, centered=False)(x)[:, :3], x[:, :, ::2, ::2])
+    assert torch.equal(pad_after(3, 7, 2, True)(x)[:, :3], x[:, :, ::2, ::2])
 
 
 def test_stride_is_on_the_three_by_three() -> None:

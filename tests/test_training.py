@@ -271,3 +271,23 @@ def test_recalibrated_statistics_are_those_of_served_images() -> None:
     norm = network.get_submodule("stem.norm")
     assert torch.allclose(norm.running_mean, stem.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(norm.running_var, stem.var((0, 2, 3)), rtol=1e-4)
+
+
+def test_a_run_may_start_from_the_weights_of_another(uninterrupted: Path, data: Path, tmp_path: Path) -> None:
+    start = uninterrupted
+    recipe = replace(
+        TINY, initial_weights=str(start), learning_rate=1e-9, weight_decay=0.0, recalibrate=False
+    )
+    before, _ = load_checkpoint(start)
+    after, metadata = load_checkpoint(run(recipe, data, tmp_path / "run"))
+    assert torch.allclose(after.head.weight, before.head.weight, atol=1e-5)
+    assert metadata.recipe is not None
+    assert metadata.recipe["initial_weights"] == str(start)
+    with pytest.raises(TrainingError, match=r"initial_weights .* do not fit"):
+        run(replace(recipe, width=5), data, tmp_path / "other")
+
+
+def test_dropout_and_stochastic_depth_come_from_the_recipe(data: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, dropout=0.5, stochastic_depth=0.5, initialisation="xavier")
+    model, _ = load_checkpoint(run(recipe, data, tmp_path / "run"))
+    assert (model.spec.dropout, model.spec.stochastic_depth) == (0.5, 0.5)

@@ -46,7 +46,7 @@ def _foreign20() -> nn.Module:
     return liven(ForeignResNet((3, 3, 3), width=16, option="A", head="linear"))
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".th", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".th", ".bin", ".safetensors"])
 def test_files_and_wrappers(tmp_path: Path, suffix: str) -> None:
     state = {f"module.{name}": tensor for name, tensor in _foreign20().state_dict().items()}
     path = tmp_path / f"weights{suffix}"
@@ -60,6 +60,29 @@ def test_files_and_wrappers(tmp_path: Path, suffix: str) -> None:
 def test_files_without_counters_load() -> None:
     state = {k: v for k, v in _foreign20().state_dict().items() if not k.endswith("num_batches_tracked")}
     assert load_foreign(state).spec.num_classes == 10
+
+
+@pytest.mark.parametrize(
+    "keys", [("model",), ("model", "state_dict"), ("checkpoint", "net"), ("state_dict_ema",)]
+)
+def test_nested_state_dicts(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    kept: dict[str, Any] = dict(_foreign20().state_dict())
+    for key in reversed(keys):
+        kept = {"optimizer": {"state": {0: torch.ones(1)}}, key: kept, "epoch": 3}
+    torch.save(kept, tmp_path / "kept.pt")
+    assert load_foreign(tmp_path / "kept.pt").spec.name == "resnet20"
+
+
+def test_half_precision_becomes_single() -> None:
+    state = {name: tensor.half() for name, tensor in _foreign20().state_dict().items()}
+    assert {tensor.dtype for tensor in load_foreign(state).parameters()} == {torch.float32}
+
+
+def test_a_given_architecture_that_does_not_fit() -> None:
+    with pytest.raises(
+        WeightsError, match=r"do not fit resnet32: .* missing .*nearest architecture: resnet20"
+    ):
+        load_foreign(_foreign20().state_dict(), architecture("resnet32"))
 
 
 class Evil:
@@ -78,10 +101,26 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("layer2.1.conv1.weight"), "1 missing"),
-        (lambda s: s.update({"layer1.0.conv9.weight": torch.zeros(1)}), "1 unexpected"),
-        (lambda s: s.update({"linear.weight": torch.zeros(7, 64)}), "1 of another shape"),
-        (lambda s: s.update({"decoder.weight": torch.zeros(1)}), "unknown tensor names: decoder.weight"),
+        (lambda s: s.pop("layer2.1.conv1.weight"), r"resnet20: 1 missing \(layer2\.1\.conv1\.weight\)"),
+        (
+            lambda s: s.pop("layer2.1.conv1.weight"),
+            r"nearest architecture: resnet20 \(94 of its 95 tensors\)",
+        ),
+        (lambda s: s.update({"layer1.0.conv9.weight": torch.zeros(1)}), r"1 unexpected \(layer1\.0\.conv9"),
+        (
+            lambda s: s.update({"layer2.0.bn1.bias": torch.zeros(7)}),
+            r"1 of another shape .*\[7\] instead of \[32\]",
+        ),
+        (lambda s: s.update({"decoder.weight": torch.zeros(1)}), r"1 unexpected \(decoder\.weight\)"),
+        (
+            lambda s: s.update({"linear.weight": torch.zeros(64)}),
+            r"not a ResNet: head.weight has the shape \[64\]",
+        ),
+        (
+            lambda s: [s.pop(name) for name in list(s) if "layer" in name],
+            "no tensor became stage1.0.branch.conv1",
+        ),
+        (lambda s: [s.pop(k) for k in list(s)] and s.update(x=torch.ones(1)), "unknown tensor names: x"),
         (lambda s: s.clear(), "not a ResNet"),
     ],
 )

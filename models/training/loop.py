@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
-from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
 from models.training.augment import augment, normalise
@@ -172,7 +170,18 @@ def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None
     # Every batch counts the same in the mean: a smaller last one would count too much.
     chosen = chosen[: len(chosen) // 256 * 256 or None]
     batches = chosen.to(images_NHW3.device).split(256)
-    update_bn((as_served(images_NHW3[batch], recipe) for batch in batches), network)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    network.eval()  # without dropout, as served; torch's update_bn would leave it on
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+    for number, batch in enumerate(batches, start=1):
+        for norm in norms:
+            norm.momentum = 1 / number
+        network(as_served(images_NHW3[batch], recipe))
+    for norm in norms:
+        norm.momentum = nn.BatchNorm2d(1).momentum
+    network.eval()
 
 
 def as_served(images_NHW3: Tensor, recipe: Recipe) -> Tensor:
@@ -191,23 +200,18 @@ def evaluate(
 ) -> tuple[float, float, float]:
     """Loss, top-1 and top-5 in [0, 1] on every process's share of `images`, together."""
     model.eval()
-    num_classes = len(images.classes)
-    top1, top5 = (
-        MulticlassAccuracy(num_classes, top_k=k, average="micro").to(fabric.device)
-        for k in (1, min(5, num_classes))
-    )
-    loss = torch.zeros((), device=fabric.device)
+    totals = torch.zeros(3, device=fabric.device)  # loss, right at first, right among five
     indices = torch.arange(fabric.global_rank, len(images), fabric.world_size)
     for chunk in indices.split(256):
         labels = images.labels[chunk].to(fabric.device)
         x_NCHW = images.images[chunk].to(fabric.device).permute(0, 3, 1, 2).float() / 255
         with fabric.autocast():
             logits = model(normalise(x_NCHW, recipe).contiguous(memory_format=torch.channels_last)).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        top1.update(logits, labels)
-        top5.update(logits, labels)
-    total = fabric.all_reduce(loss, reduce_op="sum")
-    return float(total) / len(images), float(top1.compute()), float(top5.compute())
+        best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        totals += torch.stack([loss, best[:, 0].sum(), best.sum()])
+    loss, top1, top5 = (fabric.all_reduce(totals, reduce_op="sum") / len(images)).tolist()
+    return loss, top1, top5
 
 
 def _record(

@@ -16,7 +16,13 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from torch import nn
 
-from models.checkpoint import CheckpointMetadata, describe_architecture, save_checkpoint
+from models.checkpoint import (
+    CheckpointError,
+    CheckpointMetadata,
+    describe_architecture,
+    load_checkpoint,
+    save_checkpoint,
+)
 from models.manifest import Accuracy
 from models.resnet import ResNet, build
 from models.training.data import ImageSet
@@ -79,9 +85,18 @@ def _precision(recipe: Recipe, device: str) -> str:
 def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
     """Network, optimizer, moving average and counters: all that a run carries from step to step."""
     changes: dict[str, object] = {"num_classes": recipe.num_classes}
-    if recipe.width is not None:
-        changes["width"] = recipe.width
-    model = build(recipe.architecture, seed=recipe.seed, zero_init_branch=recipe.zero_init_branch, **changes)
+    for name in ("width", "dropout", "stochastic_depth"):
+        if (value := getattr(recipe, name)) is not None:
+            changes[name] = value
+    model = build(
+        recipe.architecture,
+        seed=recipe.seed,
+        zero_init_branch=recipe.zero_init_branch,
+        initialisation=recipe.initialisation,
+        **changes,
+    )
+    if recipe.initial_weights is not None:
+        _load_initial(model, Path(recipe.initial_weights))
     model.checkpoint_blocks = recipe.checkpoint_blocks
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
@@ -101,6 +116,15 @@ def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "commit": _commit(),
     }
+
+
+def _load_initial(model: ResNet, path: Path) -> None:
+    try:
+        weights, _ = load_checkpoint(path)
+        model.load_state_dict(weights.state_dict())
+    except (CheckpointError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise TrainingError(f"initial_weights {path} do not fit {model.spec.name}: {reason}") from error
 
 
 @torch.no_grad()

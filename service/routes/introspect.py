@@ -65,7 +65,7 @@ async def introspect(request: Request, query: Annotated[IntrospectQuery, Query()
     try:
         options = resolve(query, model.manifest)
         if media_type == PNG:
-            sheet_quantities(options)  # fails here and not after all the work
+            sheet_quantities(options, model.manifest.variant)  # fails here and not after all the work
     except ParameterError as error:
         raise InvalidParameter(error.parameter, error.detail, error.hint) from error
     image = await read_image(request, serving.settings)

@@ -1,0 +1,218 @@
+"""Which architecture has these tensors, under our names.
+
+Tensors do not tell everything. Taken as given: blocks have shortcuts; after a 3x3 stem there is no pooling,
+and its stride is 1; the zeros of option A lie half before and half after the old channels (a DenseNet's:
+after); a bottleneck's stride is on its 3x3; projections of v2 take the pre-activation; three convolutions as
+stem mean shortcuts that pool before they project; BatchNorm's epsilon is 1e-5. What the zoo's row adds
+(dropout, input size) is taken from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from models.key_map import WeightsError
+from models.resnet import ResNet
+from models.zoo import ZOO, Architecture
+
+BLOCK = re.compile(r"stage(\d+)\.(\d+)\.")
+# The weights that `_described` looks at: matrices and convolutions.
+TELLING = re.compile(
+    r"(?:(head)|stem\.conv[13]?|stage\d+\.0\.(?:branch\.conv[1-3]|branch\.se\.reduce|shortcut\.conv))\.weight"
+)
+COUNTER = "num_batches_tracked"
+Shapes = dict[str, tuple[int, ...]]
+
+
+def identify(ours: Mapping[str, Tensor], *, pooled: bool | None = None) -> Architecture:
+    """The architecture behind renamed tensors: the zoo's row where there is one.
+
+    Args:
+        pooled: whether an average pool comes before a projection; None: with a deep stem.
+
+    Raises:
+        WeightsError: no stem, stages or head among them.
+    """
+    shapes = shapes_of(ours)
+    stem = "stem.conv3.weight" if "stem.conv1.weight" in shapes else "stem.conv.weight"
+    needed = (stem, "stage1.0.branch.conv1.weight", "head.weight")
+    if absent := [name for name in needed if name not in shapes]:
+        raise WeightsError(f"not a ResNet: no tensor became {', '.join(absent)}")
+    for name, shape in shapes.items():
+        if (found := TELLING.fullmatch(name)) and (len(shape) != (2 if found[1] else 4) or 0 in shape):
+            raise WeightsError(f"not a ResNet: {name} has the shape {list(shape)}")
+    spec = _described(shapes, shapes[stem], pooled)
+    for row in ZOO.values():
+        if _told(row) == _told(spec):
+            return replace(row, num_classes=spec.num_classes)
+    return spec
+
+
+def _described(shapes: Shapes, stem: tuple[int, ...], pooled: bool | None) -> Architecture:
+    """Every field that tensors tell, each from the first place that shows it."""
+    stages = [_block_of(shapes, number) for number in range(1, _last_stage(shapes) + 1)]
+    branch = _branch(shapes)
+    widths = [_width(block, branch) for block in stages]
+    variant = _variant(shapes, branch)
+    kernel = "deep" if "stem.conv1.weight" in shapes else "imagenet" if stem[-1] == 7 else "3x3"
+    whole = (widths[0], widths[0])
+    inner = stages[0].get("branch.conv2.weight", whole) if branch == "bottleneck" else whole
+    cardinality, group_width = max(1, inner[0] // inner[1]), inner[1]
+    reduction, round_to = _squeeze(stages)
+    doubling = all(width == widths[0] * 2**number for number, width in enumerate(widths))
+    spec = Architecture(
+        name="",
+        depths=tuple(_depth(shapes, number) for number in range(1, len(stages) + 1)),
+        branch=branch,
+        variant=variant,
+        stem=kernel,
+        shortcut=_shortcut(shapes, branch, kernel == "deep" if pooled is None else pooled),
+        width=widths[0],
+        stem_width=None if stem[0] == widths[0] else stem[0],
+        max_width=None if doubling else max(widths),
+        cardinality=cardinality,
+        group_width=None if cardinality == 1 and group_width == widths[0] else group_width,
+        se_reduction=reduction,
+        se_round_to=round_to,
+        num_classes=shapes["head.weight"][0],
+        input_size=32 if kernel == "3x3" else 224,
+        source="foreign",
+    )
+    return replace(spec, name=_name(spec))
+
+
+def _last_stage(shapes: Shapes) -> int:
+    return max(int(found[1]) for name in shapes if (found := BLOCK.match(name)))
+
+
+def _depth(shapes: Shapes, stage: int) -> int:
+    return len({found[2] for name in shapes if (found := BLOCK.match(name)) and int(found[1]) == stage})
+
+
+def _block_of(shapes: Shapes, stage: int) -> Shapes:
+    """The tensors of a stage's first block, by their names in it; what it lacks, from the blocks after it."""
+    block: Shapes = {}
+    for name, shape in shapes.items():
+        if (found := BLOCK.match(name)) and int(found[1]) == stage:
+            block.setdefault(name[found.end() :], shape)
+    return block
+
+
+def _branch(shapes: Shapes) -> str:
+    if "stage2.transition.conv.weight" in shapes:
+        return "dense"
+    for number, branch in ((3, "bottleneck"), (2, "basic")):
+        if f"stage1.0.branch.conv{number}.weight" in shapes:
+            return branch
+    return "conv"
+
+
+def _width(block: Shapes, branch: str) -> int:
+    """Of a stage; 1 where its tensors are missing."""
+    last = {"bottleneck": 3, "basic": 2, "dense": 2, "conv": 1}[branch]
+    channels = block.get(f"branch.conv{last}.weight", (1,))[0]
+    return max(1, channels // 4) if branch == "bottleneck" else channels
+
+
+def _variant(shapes: Shapes, branch: str) -> str:
+    if any(".preact." in name for name in shapes):
+        return "v2"
+    if any(".transform." in name for name in shapes):
+        return "highway"
+    return "plain" if branch == "conv" else "v1"
+
+
+def _shortcut(shapes: Shapes, branch: str, pooled: bool) -> str:
+    projected = {name: shape for name, shape in shapes.items() if name.endswith("shortcut.conv.weight")}
+    if not projected:  # a VGG's row says "projection", and has none
+        return {"dense": "pad-after", "conv": "projection"}.get(branch, "pad")
+    first_in, first_out = projected.get("stage1.0.shortcut.conv.weight", (0, 1))[:2]
+    if first_in == first_out or any(name.split(".")[1] != "0" for name in projected):
+        return "projection-all"
+    return "pooled-projection" if pooled else "projection"
+
+
+def _squeeze(stages: list[Shapes]) -> tuple[int | None, int]:
+    """Reduction and rounding of squeeze-and-excitation, such that every stage has its hidden channels."""
+    pairs = [block["branch.se.reduce.weight"][:2] for block in stages if "branch.se.reduce.weight" in block]
+    if not pairs:
+        return None, 1
+    candidates = sorted({max(1, channels // hidden) for hidden, channels in pairs}, reverse=True)
+    for round_to in (1, 8, 4, 16):
+        for reduction in candidates:
+            if all(_hidden(channels, reduction, round_to) == hidden for hidden, channels in pairs):
+                return reduction, round_to
+    return candidates[0], 1
+
+
+def _hidden(channels: int, reduction: int, round_to: int) -> int:
+    """As `blocks.SqueezeExcitation` rounds."""
+    return max(round_to, (channels // reduction + round_to // 2) // round_to * round_to)
+
+
+def _told(spec: Architecture) -> tuple[object, ...]:
+    """What tensors tell of an architecture, however its row says it."""
+    widths = [min(spec.width * 2**number, spec.max_width or 2**62) for number in range(len(spec.depths))]
+    expansion = 4 if spec.branch == "bottleneck" else 1
+    squeezed = spec.se_reduction and [
+        _hidden(width * expansion, spec.se_reduction, spec.se_round_to) for width in widths
+    ]
+    return (
+        *(spec.depths, spec.branch, spec.variant, spec.stem, spec.shortcut),
+        *(widths, spec.stem_width or spec.width, spec.cardinality, spec.group_width or spec.width, squeezed),
+    )
+
+
+def _name(spec: Architecture) -> str:
+    """What such a network would be called."""
+    convs = {"bottleneck": 3, "basic": 2, "dense": 2, "conv": 1}[spec.branch] * sum(spec.depths)
+    if spec.variant == "v2" and spec.branch == "basic" and spec.stem_width:
+        return f"wrn{4 + convs}_{spec.width // spec.stem_width}"
+    if spec.branch in ("dense", "conv"):
+        return f"{'densenet' if spec.branch == 'dense' else 'vgg'}{2 + convs}"
+    kind = {"v2": "resnetv2_", "highway": "highway"}.get(
+        spec.variant, "resnext" if spec.cardinality > 1 else "resnet"
+    )
+    wide = "wide_" if spec.cardinality == 1 and spec.group_width else ""
+    squeezed = "se" if spec.se_reduction else ""
+    deep = {"pooled-projection": "d", "projection": "c"}.get(spec.shortcut, "") if spec.stem == "deep" else ""
+    return f"{wide}{squeezed}{kind}{2 + convs}{deep}"
+
+
+# --- what a mismatch is compared with ---------------------------------------------------------------------
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    """By name, without BatchNorm's counters: only a momentum of None needs them, older files lack them."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTER)}
+
+
+@cache
+def _shapes_of_row(name: str) -> frozenset[tuple[str, tuple[int, ...]]]:
+    with torch.device("meta"):
+        shapes = shapes_of(ResNet(ZOO[name]).state_dict())
+    return frozenset((tensor, shape) for tensor, shape in shapes.items() if not tensor.startswith("head."))
+
+
+def nearest(ours: Mapping[str, Tensor]) -> str:
+    """The row of the zoo that shares the most tensors, in words; the classifier does not count."""
+    found = {pair for pair in shapes_of(ours).items() if not pair[0].startswith("head.")}
+    num_blocks = len({place[0] for name in ours if (place := BLOCK.match(name))})
+
+    def likeness(name: str) -> float:
+        row = _shapes_of_row(name)
+        return len(found & row) / max(1, len(found | row))
+
+    # A thousand layers take a moment to build.
+    rows = [name for name, row in ZOO.items() if num_blocks / 2 <= sum(row.depths) <= 2 * num_blocks]
+    best = max(rows or ZOO, key=likeness)
+    row = _shapes_of_row(best)
+    if not found & row:
+        return "no architecture is near"
+    return f"nearest architecture: {best} ({len(found & row)} of its {len(row)} tensors)"

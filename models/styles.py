@@ -1,0 +1,211 @@
+"""Other projects' parameter names as a table: foreign names stop here.
+
+A style is a list of pairs (their module, our module). A placeholder is what is counted and the number that
+the count starts from: `layer{stage1}.{block0}` and `stages.{stage0}.layers.{block0}` are the same place. The
+first row that fits wins, so names further down are read and never written. To add a project, add a style:
+`models.key_map` reads and writes it.
+"""
+
+from __future__ import annotations
+
+import re
+
+Row = tuple[str, str]
+Rows = tuple[Row, ...]
+
+# Everybody's classifier. Each style begins with its own.
+_HEADS: Rows = tuple(
+    (name, "head")
+    for name in (
+        *("fc", "linear", "classifier", "classifier.1", "output", "head.fc", "head"),
+        *(
+            "last_linear",
+            "logits",
+            "fc.0",
+            "fc.1",
+            "linear.0",
+            "linear.1",
+            "classifier.0",
+            "head.0",
+            "head.1",
+        ),
+    )
+)
+_STEM: Rows = (("conv1", "stem.conv"), ("bn1", "stem.norm"))
+_DEEP_STEM: Rows = (
+    ("conv1.0", "stem.conv1"),
+    ("conv1.1", "stem.norm1"),
+    ("conv1.3", "stem.conv2"),
+    ("conv1.4", "stem.norm2"),
+    ("conv1.6", "stem.conv3"),
+    ("bn1", "stem.norm3"),
+)
+_BRANCH: Rows = (
+    ("layer{stage1}.{block0}.conv{conv1}", "stage{stage1}.{block0}.branch.conv{conv1}"),
+    ("layer{stage1}.{block0}.bn{conv1}", "stage{stage1}.{block0}.branch.norm{conv1}"),
+)
+# In v2 the n-th BatchNorm comes before the n-th convolution: the first is the block's own, ours are one less.
+_PREACT_BRANCH: Rows = (
+    ("layer{stage1}.{block0}.conv{conv1}", "stage{stage1}.{block0}.branch.conv{conv1}"),
+    ("layer{stage1}.{block0}.bn1", "stage{stage1}.{block0}.preact.norm"),
+    ("layer{stage1}.{block0}.bn{conv2}", "stage{stage1}.{block0}.branch.norm{conv1}"),
+)
+_SE: Rows = (
+    ("layer{stage1}.{block0}.se.fc1", "stage{stage1}.{block0}.branch.se.reduce"),
+    ("layer{stage1}.{block0}.se.fc2", "stage{stage1}.{block0}.branch.se.expand"),
+    ("layer{stage1}.{block0}.fc1", "stage{stage1}.{block0}.branch.se.reduce"),
+    ("layer{stage1}.{block0}.fc2", "stage{stage1}.{block0}.branch.se.expand"),
+)
+_PROJECTION: Rows = (
+    ("layer{stage1}.{block0}.downsample.0", "stage{stage1}.{block0}.shortcut.conv"),
+    ("layer{stage1}.{block0}.downsample.1", "stage{stage1}.{block0}.shortcut.norm"),
+    ("layer{stage1}.{block0}.shortcut.0", "stage{stage1}.{block0}.shortcut.conv"),
+    ("layer{stage1}.{block0}.shortcut.1", "stage{stage1}.{block0}.shortcut.norm"),
+)
+_POOLED_PROJECTION: Rows = (
+    ("layer{stage1}.{block0}.downsample.1", "stage{stage1}.{block0}.shortcut.conv"),
+    ("layer{stage1}.{block0}.downsample.2", "stage{stage1}.{block0}.shortcut.norm"),
+)
+_PYTORCHCV: Rows = (
+    (
+        "features.stage{stage1}.unit{block1}.body.conv{conv1}.conv",
+        "stage{stage1}.{block0}.branch.conv{conv1}",
+    ),
+    ("features.stage{stage1}.unit{block1}.se.conv1", "stage{stage1}.{block0}.branch.se.reduce"),
+    ("features.stage{stage1}.unit{block1}.se.conv2", "stage{stage1}.{block0}.branch.se.expand"),
+)
+
+# A name up to its first "-" is a project's; what follows is a kind of network that it names differently.
+STYLES: dict[str, Rows] = {
+    # Also: akamaster, chenyaofo, kuangliu (v1 and SE), bearpaw (v1).
+    "torchvision": (*_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
+    "timm": (*_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
+    "timm-c": (*_DEEP_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
+    "timm-d": (*_DEEP_STEM, *_BRANCH, *_SE, *_POOLED_PROJECTION, *_HEADS),
+    "timm-v2": (
+        ("head.fc", "head"),
+        ("stem.conv", "stem.conv"),
+        ("stages.{stage0}.blocks.{block0}.conv{conv1}", "stage{stage1}.{block0}.branch.conv{conv1}"),
+        ("stages.{stage0}.blocks.{block0}.norm1", "stage{stage1}.{block0}.preact.norm"),
+        ("stages.{stage0}.blocks.{block0}.norm{conv2}", "stage{stage1}.{block0}.branch.norm{conv1}"),
+        ("stages.{stage0}.blocks.{block0}.downsample.conv", "stage{stage1}.{block0}.shortcut.conv"),
+        ("norm", "postact.norm"),
+    ),
+    "transformers": (
+        ("classifier.1", "head"),
+        ("resnet.embedder.embedder.convolution", "stem.conv"),
+        ("resnet.embedder.embedder.normalization", "stem.norm"),
+        (
+            "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{conv0}.convolution",
+            "stage{stage1}.{block0}.branch.conv{conv1}",
+        ),
+        (
+            "resnet.encoder.stages.{stage0}.layers.{block0}.layer.{conv0}.normalization",
+            "stage{stage1}.{block0}.branch.norm{conv1}",
+        ),
+        (
+            "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.convolution",
+            "stage{stage1}.{block0}.shortcut.conv",
+        ),
+        (
+            "resnet.encoder.stages.{stage0}.layers.{block0}.shortcut.normalization",
+            "stage{stage1}.{block0}.shortcut.norm",
+        ),
+        *_HEADS,
+    ),
+    # Small images: kuangliu's and bearpaw's pre-activation networks, and many after them.
+    "cifar-v2": (
+        ("conv1", "stem.conv"),
+        *_PREACT_BRANCH,
+        *_SE,
+        *_PROJECTION[::2],  # projections have no BatchNorm
+        ("bn", "postact.norm"),
+        ("bn1", "postact.norm"),
+        *_HEADS,
+    ),
+    # osmr/pytorchcv, as its networks for CIFAR have it; the stem of those for ImageNet is read, not written.
+    "pytorchcv": (
+        ("output", "head"),
+        ("features.init_block.conv", "stem.conv"),
+        ("features.init_block.bn", "stem.norm"),
+        *_PYTORCHCV,
+        (
+            "features.stage{stage1}.unit{block1}.body.conv{conv1}.bn",
+            "stage{stage1}.{block0}.branch.norm{conv1}",
+        ),
+        ("features.stage{stage1}.unit{block1}.identity_conv.conv", "stage{stage1}.{block0}.shortcut.conv"),
+        ("features.stage{stage1}.unit{block1}.identity_conv.bn", "stage{stage1}.{block0}.shortcut.norm"),
+        ("features.init_block.conv.conv", "stem.conv"),
+        ("features.init_block.conv.bn", "stem.norm"),
+    ),
+    "pytorchcv-v2": (
+        ("output", "head"),
+        ("features.init_block", "stem.conv"),
+        *_PYTORCHCV,
+        ("features.stage{stage1}.unit{block1}.body.conv1.bn", "stage{stage1}.{block0}.preact.norm"),
+        (
+            "features.stage{stage1}.unit{block1}.body.conv{conv2}.bn",
+            "stage{stage1}.{block0}.branch.norm{conv1}",
+        ),
+        ("features.stage{stage1}.unit{block1}.identity_conv", "stage{stage1}.{block0}.shortcut.conv"),
+        ("features.post_activ.bn", "postact.norm"),
+        ("features.init_block.conv", "stem.conv"),
+    ),
+    "pytorchcv-densenet": (
+        ("output", "head"),
+        ("features.init_block", "stem.conv"),
+        ("features.stage{stage1}.unit{block1}.conv{conv1}.conv", "stage{stage1}.{block0}.branch.conv{conv1}"),
+        ("features.stage{stage1}.unit{block1}.conv1.bn", "stage{stage1}.{block0}.preact.norm"),
+        ("features.stage{stage1}.unit{block1}.conv{conv2}.bn", "stage{stage1}.{block0}.branch.norm{conv1}"),
+        ("features.stage{stage1}.trans{stage1}.conv.bn", "stage{stage1}.transition.norm"),
+        ("features.stage{stage1}.trans{stage1}.conv.conv", "stage{stage1}.transition.conv"),
+        ("features.post_activ.bn", "postact.norm"),
+    ),
+    # weiaicunzai/pytorch-cifar100
+    "weiaicunzai": (
+        *_HEADS,
+        ("conv1.0", "stem.conv"),
+        ("conv1.1", "stem.norm"),
+        ("conv{stage2}_x.{block0}.residual_function.0", "stage{stage1}.{block0}.branch.conv1"),
+        ("conv{stage2}_x.{block0}.residual_function.1", "stage{stage1}.{block0}.branch.norm1"),
+        ("conv{stage2}_x.{block0}.residual_function.3", "stage{stage1}.{block0}.branch.conv2"),
+        ("conv{stage2}_x.{block0}.residual_function.4", "stage{stage1}.{block0}.branch.norm2"),
+        ("conv{stage2}_x.{block0}.residual_function.6", "stage{stage1}.{block0}.branch.conv3"),
+        ("conv{stage2}_x.{block0}.residual_function.7", "stage{stage1}.{block0}.branch.norm3"),
+        ("conv{stage2}_x.{block0}.shortcut.0", "stage{stage1}.{block0}.shortcut.conv"),
+        ("conv{stage2}_x.{block0}.shortcut.1", "stage{stage1}.{block0}.shortcut.norm"),
+    ),
+    # xternalz/WideResNet-pytorch; andreasveit/densenet-pytorch has the same names, and transitions.
+    "xternalz": (
+        *_HEADS,
+        ("conv1", "stem.conv"),
+        ("block{stage1}.layer.{block0}.conv{conv1}", "stage{stage1}.{block0}.branch.conv{conv1}"),
+        ("block{stage1}.layer.{block0}.bn1", "stage{stage1}.{block0}.preact.norm"),
+        ("block{stage1}.layer.{block0}.bn{conv2}", "stage{stage1}.{block0}.branch.norm{conv1}"),
+        ("block{stage1}.layer.{block0}.convShortcut", "stage{stage1}.{block0}.shortcut.conv"),
+        ("trans{stage0}.bn1", "stage{stage1}.transition.norm"),
+        ("trans{stage0}.conv1", "stage{stage1}.transition.conv"),
+        ("bn1", "postact.norm"),
+    ),
+    # Ours: what comes back from here, or was trained here.
+    "residuum": tuple(
+        (name, name)
+        for name in (
+            *("stem.conv", "stem.norm", "stem.conv{conv1}", "stem.norm{conv1}"),
+            *("stage{stage1}.{block0}.branch.conv{conv1}", "stage{stage1}.{block0}.branch.norm{conv1}"),
+            *("stage{stage1}.{block0}.branch.se.reduce", "stage{stage1}.{block0}.branch.se.expand"),
+            *("stage{stage1}.{block0}.preact.norm", "stage{stage1}.{block0}.transform.conv"),
+            *("stage{stage1}.{block0}.shortcut.conv", "stage{stage1}.{block0}.shortcut.norm"),
+            *("stage{stage1}.transition.norm", "stage{stage1}.transition.conv"),
+            *("postact.norm", "head"),
+        )
+    ),
+}
+# Their projections come after an average pool.
+POOLED = frozenset({"timm-d"})
+# Their classifier is a 1x1 convolution.
+CONVOLUTION_HEADS = frozenset({"timm-v2"})
+
+# What wrappers put before every name, and beside the names.
+WRAPPER = re.compile(r"^(?:module|_orig_mod|model|net|network|backbone|encoder|resnet|features)\.")
+BESIDE = frozenset({"n_averaged"})  # torch.optim.swa_utils.AveragedModel
