@@ -328,22 +328,25 @@ def print_zoo(order: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = new_table(
-        "name", "variant", ">parameters", ">MACs", ">published", ">pixels", ">classes", "source"
-    )
+    columns = (">parameters", ">published", ">MACs", ">published", ">pixels", ">classes")
+    table = new_table("name", "variant", *columns, "source")
     for row in rows:
-        published = (row["published_num_parameters"], row["published_num_macs"])
         table.add_row(
             row["name"],
             row["variant"],
             f"{row['num_parameters']:,}",
+            as_published(row["published_num_parameters"], 1e6, "M"),
             f"{row['num_macs'] / 1e9:.3f} G",
-            ", ".join(f"{value / 1e6:,.6g} M" for value in published if value),
+            as_published(row["published_num_macs"], 1e9, "G"),
             str(row["input_size"]),
             str(row["num_classes"]),
             row["source"],
         )
     print_table(table)
+
+
+def as_published(value: int | None, unit: float, letter: str) -> str:
+    return "" if value is None else f"{value / unit:.8g} {letter}"
 
 
 def pull_options(parser: argparse.ArgumentParser) -> None:
@@ -433,9 +436,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         tasks: dict[str, Any] = {}
 
         def tell(name: str, done: int, total: int | None) -> None:
-            task = tasks.setdefault(name, None) or progress.add_task(name)
-            tasks[name] = task
-            progress.update(task, completed=done, total=total)
+            if name not in tasks:
+                tasks[name] = progress.add_task(name)
+            progress.update(tasks[name], completed=done, total=total)
 
         yield tell
 

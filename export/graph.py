@@ -143,7 +143,9 @@ def export_graph(kind: GraphKind, model: ResNet, preprocessing: Preprocessing, p
 def tap_names(model: ResNet, size: int = 32) -> list[str]:
     """The measured tensors in the order of the graph."""
     dtype = next(model.parameters()).dtype
+    was_training = model.training
     _, taps = model.eval().forward_taps(torch.zeros(1, 3, size, size, dtype=dtype))
+    model.train(was_training)
     return list(measured(taps))
 
 

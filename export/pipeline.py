@@ -71,6 +71,7 @@ def export_artifact(
     weights: str | None = None,
     licence: str | None = None,
     published_accuracy: PublishedAccuracy | None = None,
+    options: dict[str, object] | None = None,
     validation: ValidationImages | None = None,
 ) -> Manifest:
     """Fuse, export, verify, measure, describe; returns the manifest of the artifact at `out`.
@@ -78,7 +79,7 @@ def export_artifact(
     Args:
         model: in evaluation mode; left as it is.
         source: where the weights came from, for people; weights_sha256: of that file.
-        weights, licence, published_accuracy: of weights that others published; see `Provenance`.
+        weights, licence, published_accuracy, options: of weights that were pulled; see `Provenance`.
         validation: measure every graph's accuracy on these.
 
     Raises:
@@ -99,6 +100,7 @@ def export_artifact(
             weights=weights,
             licence=licence,
             published_accuracy=published_accuracy,
+            options=options,
             recipe=metadata.recipe,
             dataset=metadata.dataset,
             commit=metadata.commit,

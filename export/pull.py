@@ -7,26 +7,27 @@ come in as plain values; this module reads no environment and prints nothing.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from export.pipeline import export_artifact
 from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.cifar import CIFAR_CLASSES, CIFAR_MEAN, CIFAR_STD, cifar_labels
-from models.download import Download, DownloadError, Progress, download, is_missing
+from models.download import Download, DownloadError, Progress, discard, download, is_missing
+from models.identify import untold
 from models.imagenet import NUM_CLASSES, imagenet_labels
 from models.manifest import (
     Label,
     Manifest,
     ManifestError,
     Preprocessing,
-    PublishedAccuracy,
     read_manifest,
     sha256_of,
 )
@@ -41,10 +42,14 @@ from models.pretrained import (
     resolve,
 )
 from models.resnet import ResNet
-from models.weights import load_foreign, read_state
+from models.weights import WeightsError, load_foreign, read_state
 from models.zoo import Architecture, architecture
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar"}
+# What an architecture has beside what describes the network; the classes are the file's.
+NOT_SETTABLE = {"name", "aliases", "source", "num_parameters", "num_macs", "num_classes"}
+SETTABLE = tuple(f.name for f in fields(Architecture) if f.name not in NOT_SETTABLE)
+MAX_PIXELS = 4096  # of a side
 
 Say = Callable[[str], None]
 
@@ -89,7 +94,7 @@ class Request:
         architecture, changes, labels: for files only: a row of the zoo, other values for its fields, and a
             file with the classes' names.
         preprocessing: other values for fields of `Preprocessing`.
-        force: make it again even if it is there.
+        force: make it even if it, or another model of that name, is there.
     """
 
     weights: str
@@ -113,18 +118,17 @@ class Pulled:
 
 @dataclass(frozen=True)
 class Found:
-    """A file of weights, and what is known of it beforehand."""
+    """A file of weights; of published ones also their row and preprocessing.
+
+    `is_doubtful`: it lies in our cache, and nobody published its SHA-256.
+    """
 
     path: Path
     source: str
     sha256: str
-    spec: Architecture | None = None
-    num_parameters: int | None = None
     preprocessing: Preprocessing | None = None
-    labels: tuple[Label, ...] | None = None
-    key: str | None = None
-    licence: str | None = None
-    published: PublishedAccuracy | None = None
+    row: Pretrained | None = None
+    is_doubtful: bool = False
 
 
 def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
@@ -135,11 +139,15 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
         DownloadError, WeightsError, GateError, ExportError: from the steps that have these names.
     """
     row = None if is_file(request.weights) else resolve(request.weights)
+    path = Path(request.weights).expanduser()
+    if row is None:
+        _check_file(path)
     _check_options(request, row)
+    options = _options(request)
     out = request.artifacts / _artifact_name(request, row)
-    if not request.force and (there := _already(out, request, row)):
+    if not request.force and (there := _already(out, row or path, options)):
         return Pulled(out, there, made=False)
-    found = _fetch(row, access, say) if row else _open(Path(request.weights).expanduser())
+    found = _fetch(row, access, say) if row else Found(path, path.name, sha256_of(path))
     model = _map(found, request)
     metadata = _describe(model, found, request, say)
     manifest = export_artifact(
@@ -149,9 +157,10 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
         out,
         source=found.source,
         weights_sha256=found.sha256,
-        weights=found.key,
-        licence=found.licence,
-        published_accuracy=found.published,
+        weights=row.key if row else None,
+        licence=row.licence if row else None,
+        published_accuracy=row.published if row else None,
+        options=options,
     )
     return Pulled(out, manifest, made=True)
 
@@ -169,9 +178,33 @@ def _check_options(request: Request, row: Pretrained | None) -> None:
     given = {"--architecture": request.architecture, "--set": request.changes, "--labels": request.labels}
     if row and (wrong := [flag for flag, value in given.items() if value]):
         raise PullError(f"{wrong[0]} is for files: what {row.key} is, is known")
-    if unknown := set(request.changes) - {f.name for f in fields(Architecture)}:
-        names = ", ".join(f.name for f in fields(Architecture))
-        raise PullError(f"--set {min(unknown)}: no such field; there are: {names}")
+    if unknown := set(request.changes) - set(SETTABLE):
+        raise PullError(f"--set {min(unknown)}: no such field; there are: {', '.join(SETTABLE)}")
+    # Where the preprocessing is not known yet, one that every crop fits into.
+    known = row.preprocessing if row else None
+    _changed(
+        known or Preprocessing(resize=MAX_PIXELS, crop=1, mean=MEAN, std=STD),
+        request.preprocessing,
+    )
+
+
+def _options(request: Request) -> dict[str, object]:
+    """What is asked otherwise than by default, as JSON holds it; the same for the same artifact."""
+    options: dict[str, object] = {
+        "preprocessing": dict(request.preprocessing),
+        "architecture": request.architecture and architecture(request.architecture).name,
+        "changes": dict(request.changes),
+        "labels_sha256": request.labels and _sha256_of_labels(request.labels),
+    }
+    given = {name: value for name, value in options.items() if value}
+    return dict(json.loads(json.dumps(given)))
+
+
+def _sha256_of_labels(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise PullError(f"--labels {path}: {error.strerror}") from error
 
 
 def _artifact_name(request: Request, row: Pretrained | None) -> str:
@@ -181,23 +214,31 @@ def _artifact_name(request: Request, row: Pretrained | None) -> str:
     return name
 
 
-def _already(out: Path, request: Request, row: Pretrained | None) -> Manifest | None:
-    """The sound artifact at `out`, if it was made of these weights and nothing else is asked of it."""
+def _already(out: Path, weights: Pretrained | Path, options: dict[str, object]) -> Manifest | None:
+    """The artifact at `out` if it is of these weights with these options; None: nothing sound is there.
+
+    Raises:
+        PullError: another model is there.
+    """
     try:
-        manifest = read_manifest(out)
-        if (
-            row is None
-            and sha256_of(Path(request.weights).expanduser()) != manifest.provenance.weights_sha256
-        ):
-            return None
-    except (ManifestError, OSError):
+        provenance = read_manifest(out, verify=False).provenance
+    except ManifestError:
         return None
-    if row and row.key != manifest.provenance.weights:
+    if isinstance(weights, Path):
+        is_same = provenance.weights is None and provenance.weights_sha256 == sha256_of(weights)
+    else:
+        begins = provenance.weights_sha256.startswith(weights.sha256 or "")
+        is_same = provenance.weights == weights.key and begins
+    if not is_same or provenance.options != options:
+        holds = provenance.weights or provenance.source
+        raise PullError(
+            f"{out} holds {holds}{', made with other options' if is_same else ''}: "
+            "choose another --name, or --force replaces it"
+        )
+    try:
+        return read_manifest(out)
+    except ManifestError:
         return None
-    if request.architecture or request.changes or request.labels:
-        return None
-    wanted = _changed(manifest.preprocessing, request.preprocessing)
-    return manifest if wanted == manifest.preprocessing else None
 
 
 # --- where it is -------------------------------------------------------------------------------------
@@ -210,22 +251,27 @@ def _fetch(row: Pretrained, access: Access, say: Say) -> Found:
         say(f"its licence, {row.licence}, forbids commercial use")
     preprocessing = row.preprocessing
     if path := row.config_path():
-        preprocessing = _read_config(row, access.get(row.kind, path).path)
+        config = access.get(row.kind, path)
+        with _dropped_if_bad(config.path, not config.verified):
+            preprocessing = _read_config(row, config.path)
     weights = _first_file(row, access)
     if not weights.verified:
         say(f"no SHA-256 is published for {weights.url}: what came is {weights.sha256}")
-    return Found(
-        weights.path,
-        weights.url,
-        weights.sha256,
-        architecture(row.architecture),
-        row.num_parameters,
-        preprocessing,
-        imagenet_labels(),
-        row.key,
-        row.licence,
-        row.published,
-    )
+    return Found(weights.path, weights.url, weights.sha256, preprocessing, row, not weights.verified)
+
+
+@contextmanager
+def _dropped_if_bad(path: Path, is_doubtful: bool) -> Iterator[None]:
+    """What cannot be read and nobody vouches for, such as a web page, leaves the cache."""
+    try:
+        yield
+    except (WeightsError, PretrainedError) as error:
+        if not is_doubtful:
+            raise
+        discard(path)
+        raise PullError(
+            f"{error}; it was removed from the cache, and the next run fetches it anew"
+        ) from error
 
 
 def _first_file(row: Pretrained, access: Access) -> Download:
@@ -251,10 +297,11 @@ def _read_config(row: Pretrained, path: Path) -> Preprocessing:
     return read_preprocessing(row.kind, config)
 
 
-def _open(path: Path) -> Found:
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise PullError(f"{path} is a folder: expected a file of weights")
     if not path.is_file():
         raise PullError(f"{path}: no such file")
-    return Found(path, path.name, sha256_of(path))
 
 
 # --- what it is --------------------------------------------------------------------------------------
@@ -262,28 +309,25 @@ def _open(path: Path) -> Found:
 
 def _map(found: Found, request: Request) -> ResNet:
     """A network of ours with these weights; of the size that it was published with."""
-    state = read_state(found.path)
-    spec = found.spec
-    if request.architecture:
-        spec = architecture(request.architecture, num_classes=_num_classes(state))
+    with _dropped_if_bad(found.path, found.is_doubtful):
+        state = read_state(found.path)
+    name = found.row.architecture if found.row else request.architecture
+    spec = architecture(name) if name else None
     if request.changes:
         spec = _with_changes(spec or load_foreign(state).spec, request.changes)
-    model = load_foreign(state, spec)
+    try:
+        model = load_foreign(state, spec)
+    except ValueError as error:  # fields that are fine one by one and together make no network
+        if not request.changes:
+            raise
+        raise PullError(f"{_flags(request.changes)}: {error}") from error
     num_parameters = sum(p.numel() for p in model.parameters())
-    if found.num_parameters not in (None, num_parameters):
+    if found.row and found.row.num_parameters != num_parameters:
         raise PullError(
             f"{found.source} makes a network of {num_parameters:,} parameters; "
-            f"{found.num_parameters:,} were published"
+            f"{found.row.num_parameters:,} were published"
         )
     return model
-
-
-def _num_classes(state: Mapping[str, Tensor]) -> int:
-    """Rows of the last matrix: the classifier's."""
-    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
-    if not matrices:
-        raise PullError("no tensor is a matrix, so there is no classifier among them")
-    return matrices[-1].shape[0]
 
 
 def _with_changes(spec: Architecture, changes: Mapping[str, str]) -> Architecture:
@@ -291,23 +335,29 @@ def _with_changes(spec: Architecture, changes: Mapping[str, str]) -> Architectur
     values: dict[str, Any] = {
         name: None if text.lower() == "none" else text for name, text in changes.items()
     }
-    if "depths" in values:
+    if values.get("depths"):
         values["depths"] = values["depths"].split(",")
     try:
         checked = TypeAdapter(Architecture).validate_python(asdict(spec) | values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise PullError(f"--set {first['loc'][0]}={changes[str(first['loc'][0])]}: {first['msg']}") from error
+        wrong = {str(place): changes[str(place)] for place in first["loc"][:1] if place in changes}
+        raise PullError(f"{_flags(wrong or changes)}: {first['msg']}") from error
     return replace(checked, num_parameters=None, num_macs=None)
+
+
+def _flags(changes: Mapping[str, str]) -> str:
+    return " ".join(f"--set {name}={text}" for name, text in changes.items())
 
 
 def _describe(model: ResNet, found: Found, request: Request, say: Say) -> CheckpointMetadata:
     """Labels and preprocessing: as published, as asked for, or the usual ones, and then it is said."""
     spec = model.spec
-    labels = found.labels
     if request.labels:
         labels = read_labels(request.labels)
-    if labels is None:
+    elif found.row:
+        labels = imagenet_labels()
+    else:
         labels, about = _usual_labels(spec)
         say(f"{spec.name}, {spec.num_classes} classes: {about}; --labels gives others")
     if len(labels) != spec.num_classes:
@@ -320,11 +370,16 @@ def _describe(model: ResNet, found: Found, request: Request, say: Say) -> Checkp
             f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}; "
             "--resize --crop --interpolation --mean --std change it"
         )
+    if not (found.row or request.architecture):
+        for sentence in untold(spec):
+            say(sentence)
+    if found.row and (published := found.row.published) and published.pixels != preprocessing.crop:
+        say(f"published top-1 is of images of {published.pixels} pixels; {preprocessing.crop} are served")
     return CheckpointMetadata(
         architecture=describe_architecture(model),
         labels=labels,
         preprocessing=preprocessing,
-        dataset=IMAGENET if found.key else None,
+        dataset=IMAGENET if found.row else None,
     )
 
 
@@ -338,10 +393,15 @@ def _changed(preprocessing: Preprocessing, changes: Mapping[str, object]) -> Pre
     except ValidationError as error:
         first = error.errors()[0]
         raise PullError(f"--{first['loc'][0]} {changes[str(first['loc'][0])]}: {first['msg']}") from error
-    if not 0 < changed.crop <= changed.resize:
+    for name, pixels in (("resize", changed.resize), ("crop", changed.crop)):
+        if not 0 < pixels <= MAX_PIXELS:
+            raise PullError(f"--{name} {pixels}: expected 1 to {MAX_PIXELS} pixels")
+    if changed.crop > changed.resize:
         raise PullError(f"--crop {changed.crop} does not fit into --resize {changed.resize}: give both")
-    if not all(value > 0 for value in changed.std):
-        raise PullError(f"--std {_numbers(changed.std)}: must be above 0")
+    if not all(0 <= value <= 1 for value in changed.mean):  # nor nan
+        raise PullError(f"--mean {_numbers(changed.mean)}: must lie in [0, 1], as pixels do")
+    if not all(0 < value < math.inf for value in changed.std):
+        raise PullError(f"--std {_numbers(changed.std)}: must be above 0, and finite")
     return changed
 
 

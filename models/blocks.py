@@ -213,16 +213,17 @@ def make_branch(spec: Architecture, in_channels: int, width: int, stride: int) -
     return nn.Sequential(layers)
 
 
-class SqueezeExcitation(nn.Module):
-    """x times a gate a channel, made of the mean of every channel (Hu et al. 2018, arXiv 1709.01507).
+def hidden_channels(channels: int, reduction: int, round_to: int) -> int:
+    """1 / `reduction` of the channels, rounded to a multiple of `round_to`, and at least that."""
+    return max(round_to, (channels // reduction + round_to // 2) // round_to * round_to)
 
-    Args:
-        round_to: the hidden channels, 1 / `reduction` of all, are rounded to a multiple of this.
-    """
+
+class SqueezeExcitation(nn.Module):
+    """x times a gate a channel, made of the mean of every channel (Hu et al. 2018, arXiv 1709.01507)."""
 
     def __init__(self, channels: int, reduction: int, round_to: int = 1) -> None:
         super().__init__()
-        hidden = max(round_to, (channels // reduction + round_to // 2) // round_to * round_to)
+        hidden = hidden_channels(channels, reduction, round_to)
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.expand = nn.Conv2d(hidden, channels, 1)
 

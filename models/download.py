@@ -18,7 +18,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 ATTEMPTS = 4  # in a row that bring next to nothing
-PROGRESS_BYTES = 2**20  # an attempt that brought as much does not count
+PROGRESS_BYTES = 2**20  # an attempt that came as much further than all before does not count
 RETRY_DELAY_S = 0.5  # before the second attempt; doubled before each later one
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,7 +39,12 @@ class _Missing(DownloadError):
 
 @dataclass(frozen=True)
 class Download:
-    """A file in the cache; `verified` where its SHA-256 was held against a published one."""
+    """A file in the cache.
+
+    Attributes:
+        verified: its SHA-256 is what the caller expected (from a table of published ones), or what the hub
+            announced in its own header. False: nobody told one, so only the length was checked.
+    """
 
     path: Path
     url: str
@@ -124,6 +129,12 @@ def is_missing(error: DownloadError) -> bool:
     return isinstance(error, _Missing)
 
 
+def discard(path: Path) -> None:
+    """Drop a file from the cache, so that the next call fetches it again."""
+    _digest_file(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
 def _digest_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
@@ -152,9 +163,8 @@ def _fetch(
     """Attempts until the file is whole; then verified and moved to its place."""
     partial = _Partial(path)
     was_begun = partial.num_bytes > 0  # by an earlier run
-    failed = 0
+    failed = furthest = 0
     while True:
-        before = partial.num_bytes
         try:
             expected = _attempt(client, url, partial, sha256, progress)
             break
@@ -162,7 +172,9 @@ def _fetch(
             reason = str(error) or type(error).__name__
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DownloadError(f"{url}: {error}") from error
-        failed = 1 if partial.num_bytes - before >= PROGRESS_BYTES else failed + 1
+        # From the furthest: a server that ignores ranges brings the same beginning for ever.
+        failed = 1 if partial.num_bytes - furthest >= PROGRESS_BYTES else failed + 1
+        furthest = max(furthest, partial.num_bytes)
         if failed >= ATTEMPTS:
             kept = f"; {partial.num_bytes:,} bytes are kept, and the next run goes on from there"
             raise DownloadError(
@@ -210,6 +222,11 @@ def _attempt(
                 raise _Retry("the server sent another part than the one asked for")
         length = response.headers.get("content-length", "")
         total = start + int(length) if length.isdigit() else None
+        is_chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
+        if total is None and not (is_chunked or expected):
+            raise DownloadError(
+                f"{url}: the server tells neither length nor SHA-256, so a cut would not show: refused"
+            )
         partial.remember(response)
         with partial.path.open("ab") as file:
             for (

@@ -4,7 +4,7 @@ Tensors do not tell everything. Taken as given: blocks have shortcuts; after a 3
 and its stride is 1; the zeros of option A lie half before and half after the old channels (a DenseNet's:
 after); a bottleneck's stride is on its 3x3; projections of v2 take the pre-activation; three convolutions as
 stem mean shortcuts that pool before they project; BatchNorm's epsilon is 1e-5. What the zoo's row adds
-(dropout, input size) is taken from there.
+(dropout, input size) is taken from there. `untold` says which of these apply to a network and can be set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from models.key_map import WeightsError
+from models.blocks import hidden_channels
+from models.key_map import WeightsError, listed
 from models.resnet import ResNet
 from models.zoo import ZOO, Architecture
 
@@ -27,6 +28,8 @@ TELLING = re.compile(
     r"(?:(head)|stem\.conv[13]?|stage\d+\.0\.(?:branch\.conv[1-3]|branch\.se\.reduce|shortcut\.conv))\.weight"
 )
 COUNTER = "num_batches_tracked"
+# Convolutions in a branch.
+NUM_CONVS = {"bottleneck": 3, "basic": 2, "dense": 2, "conv": 1}
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -47,11 +50,30 @@ def identify(ours: Mapping[str, Tensor], *, pooled: bool | None = None) -> Archi
     for name, shape in shapes.items():
         if (found := TELLING.fullmatch(name)) and (len(shape) != (2 if found[1] else 4) or 0 in shape):
             raise WeightsError(f"not a ResNet: {name} has the shape {list(shape)}")
+    stages = sorted({int(found[1]) for name in shapes if (found := BLOCK.match(name))})
+    if stages != list(range(1, len(stages) + 1)):
+        raise WeightsError(f"not a ResNet: its stages are {listed([str(stage) for stage in stages])}")
     spec = _described(shapes, shapes[stem], pooled)
     for row in ZOO.values():
         if _told(row) == _told(spec):
             return replace(row, num_classes=spec.num_classes)
     return spec
+
+
+def untold(spec: Architecture) -> tuple[str, ...]:
+    """What was assumed of a network that `identify` found, in sentences that name the `--set` against it."""
+    assumed = []
+    if spec.stem == "3x3":
+        assumed.append(
+            "no pooling follows the 3x3 stem, and its stride is 1: else --set stem=3x3/pool or stem=3x3/2"
+        )
+    if spec.shortcut == "pad" and spec.has_shortcuts:
+        assumed.append(
+            "option A's zeros lie on both sides of the old channels: else --set shortcut=pad-after"
+        )
+        if spec.variant == "v1":  # a highway's gates show, and a plain network has no pre-activation
+            assumed.append("there are shortcuts: else --set variant=plain")
+    return tuple(assumed)
 
 
 def _described(shapes: Shapes, stem: tuple[int, ...], pooled: bool | None) -> Architecture:
@@ -115,8 +137,7 @@ def _branch(shapes: Shapes) -> str:
 
 def _width(block: Shapes, branch: str) -> int:
     """Of a stage; 1 where its tensors are missing."""
-    last = {"bottleneck": 3, "basic": 2, "dense": 2, "conv": 1}[branch]
-    channels = block.get(f"branch.conv{last}.weight", (1,))[0]
+    channels = block.get(f"branch.conv{NUM_CONVS[branch]}.weight", (1,))[0]
     return max(1, channels // 4) if branch == "bottleneck" else channels
 
 
@@ -146,14 +167,9 @@ def _squeeze(stages: list[Shapes]) -> tuple[int | None, int]:
     candidates = sorted({max(1, channels // hidden) for hidden, channels in pairs}, reverse=True)
     for round_to in (1, 8, 4, 16):
         for reduction in candidates:
-            if all(_hidden(channels, reduction, round_to) == hidden for hidden, channels in pairs):
+            if all(hidden_channels(channels, reduction, round_to) == hidden for hidden, channels in pairs):
                 return reduction, round_to
     return candidates[0], 1
-
-
-def _hidden(channels: int, reduction: int, round_to: int) -> int:
-    """As `blocks.SqueezeExcitation` rounds."""
-    return max(round_to, (channels // reduction + round_to // 2) // round_to * round_to)
 
 
 def _told(spec: Architecture) -> tuple[object, ...]:
@@ -161,7 +177,7 @@ def _told(spec: Architecture) -> tuple[object, ...]:
     widths = [min(spec.width * 2**number, spec.max_width or 2**62) for number in range(len(spec.depths))]
     expansion = 4 if spec.branch == "bottleneck" else 1
     squeezed = spec.se_reduction and [
-        _hidden(width * expansion, spec.se_reduction, spec.se_round_to) for width in widths
+        hidden_channels(width * expansion, spec.se_reduction, spec.se_round_to) for width in widths
     ]
     return (
         *(spec.depths, spec.branch, spec.variant, spec.stem, spec.shortcut),
@@ -171,7 +187,7 @@ def _told(spec: Architecture) -> tuple[object, ...]:
 
 def _name(spec: Architecture) -> str:
     """What such a network would be called."""
-    convs = {"bottleneck": 3, "basic": 2, "dense": 2, "conv": 1}[spec.branch] * sum(spec.depths)
+    convs = NUM_CONVS[spec.branch] * sum(spec.depths)
     if spec.variant == "v2" and spec.branch == "basic" and spec.stem_width:
         return f"wrn{4 + convs}_{spec.width // spec.stem_width}"
     if spec.branch in ("dense", "conv"):

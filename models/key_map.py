@@ -41,7 +41,7 @@ def _pattern(template: str) -> tuple[re.Pattern[str], Place]:
                 pattern += re.escape(part)
             case 1:
                 name = part
-                pattern += f"(?P={name})" if name in bases else rf"(?P<{name}>\d+)"
+                pattern += f"(?P={name})" if name in bases else rf"(?P<{name}>[0-9]{{1,4}})"
             case _:
                 bases[name] = int(part)
     return re.compile(pattern), bases

@@ -147,7 +147,8 @@ class Provenance(Record):
     """Where the weights came from.
 
     Of weights that others published, `source` is the URL that they came from, `weights` names them for good
-    (`timm/resnet50.a1_in1k`), and `licence` is theirs.
+    (`timm/resnet50.a1_in1k`), and `licence` is theirs. `options` is what `residuum pull` was asked to do
+    otherwise than by default ({}: nothing); None where something else made the artifact.
     """
 
     source: str
@@ -155,6 +156,7 @@ class Provenance(Record):
     num_parameters: int
     weights: str | None = None
     licence: str | None = None
+    options: dict[str, object] | None = None
     published_accuracy: PublishedAccuracy | None = None
     recipe: dict[str, object] | None = None
     dataset: str | None = None

@@ -362,10 +362,12 @@ def resolve(name: str) -> Pretrained:
     by_tag = {_short(row.weights): row for row in reversed(rows)}
     if row := by_tag.get(_short(tag)):
         return row
-    near = difflib.get_close_matches(_short(tag), reversed(by_tag), n=3, cutoff=0.5)
-    raise PretrainedError(
-        f"{spec.name} has no weights {tag!r}{_hint([by_tag[name].weights for name in near])}"
-    )
+    if near := difflib.get_close_matches(_short(tag), reversed(by_tag), n=3, cutoff=0.5):
+        hint = _hint([by_tag[name].weights for name in near])
+    else:
+        some = difflib.get_close_matches(_short(tag), reversed(by_tag), n=5, cutoff=0.0)
+        hint = f": there are {', '.join(by_tag[name].weights for name in some)}; `residuum pull` lists all"
+    raise PretrainedError(f"{spec.name} has no weights {tag!r}{hint}")
 
 
 def _short(tag: str) -> str:
@@ -417,7 +419,7 @@ def _from_transformers(config: Mapping[str, Any]) -> Preprocessing:
     if crop >= 384:
         raise PretrainedError(f"at {crop} pixels its processor squeezes pictures into a square")
     return Preprocessing(
-        resize=int(crop / config.get("crop_pct", 224 / 256)),
+        resize=int(crop / (config.get("crop_pct") or 224 / 256)),
         crop=crop,
         interpolation=RESAMPLE[config["resample"]],
         mean=config["image_mean"],

@@ -7,6 +7,7 @@ Shapes: N batch, C channels, H W space, K classes, L blocks.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -52,8 +53,8 @@ class ResNet(nn.Module):
             `transition`.
         postact: v2's last BatchNorm and ReLU; the identity elsewhere.
         head: linear, after global average pooling.
-        checkpoint_blocks: recompute each block in the backward pass instead of keeping its
-            activations (memory of a thousand layers fits, about a third more time).
+        checkpoint_blocks: recompute blocks in the backward pass instead of keeping their activations
+            (a thousand layers fit into memory; about a third more time).
     """
 
     def __init__(self, spec: Architecture) -> None:
@@ -95,12 +96,10 @@ class ResNet(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.stem(x_NCHW)
-        for _, layer in self.named_layers():
-            if self.checkpoint_blocks and self.training:
-                contexts = partial(_recomputation_contexts, layer)
-                x_NCHW = checkpoint(layer, x_NCHW, use_reentrant=False, context_fn=contexts)
-            else:
-                x_NCHW = layer(x_NCHW)
+        for number in range(1, len(self.spec.depths) + 1):
+            stage = self.get_submodule(f"stage{number}")
+            assert isinstance(stage, nn.Sequential)
+            x_NCHW = (_recomputed if self.checkpoint_blocks and self.training else _run)(stage, x_NCHW)
         return self.pool_and_head(x_NCHW)
 
     def forward_taps(
@@ -150,6 +149,21 @@ class ResNet(nn.Module):
                 layers = [layer for layer in block.branch.children() if isinstance(layer, last)]
                 nn.init.zeros_(layers[-1].weight)
         return self
+
+
+def _run(stage: nn.Sequential, x_NCHW: Tensor) -> Tensor:
+    y_NCHW: Tensor = stage(x_NCHW)
+    return y_NCHW
+
+
+def _recomputed(stage: nn.Sequential, x_NCHW: Tensor) -> Tensor:
+    """About the square root of a stage's blocks at a time: the least memory (arXiv 1604.06174, section 4)."""
+    step = math.isqrt(len(stage))
+    for start in range(0, len(stage), step):
+        segment = stage[start : start + step]
+        contexts = partial(_recomputation_contexts, segment)
+        x_NCHW = checkpoint(segment, x_NCHW, use_reentrant=False, context_fn=contexts)
+    return x_NCHW
 
 
 def _recomputation_contexts(

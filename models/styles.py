@@ -14,22 +14,23 @@ Row = tuple[str, str]
 Rows = tuple[Row, ...]
 
 # Everybody's classifier. Each style begins with its own.
-_HEADS: Rows = tuple(
-    (name, "head")
-    for name in (
-        *("fc", "linear", "classifier", "classifier.1", "output", "head.fc", "head"),
-        *(
-            "last_linear",
-            "logits",
-            "fc.0",
-            "fc.1",
-            "linear.0",
-            "linear.1",
-            "classifier.0",
-            "head.0",
-            "head.1",
-        ),
-    )
+_HEADS: Rows = (
+    ("fc", "head"),
+    ("linear", "head"),
+    ("classifier", "head"),
+    ("classifier.1", "head"),
+    ("output", "head"),
+    ("head.fc", "head"),
+    ("head", "head"),
+    ("last_linear", "head"),
+    ("logits", "head"),
+    ("fc.0", "head"),
+    ("fc.1", "head"),
+    ("linear.0", "head"),
+    ("linear.1", "head"),
+    ("classifier.0", "head"),
+    ("head.0", "head"),
+    ("head.1", "head"),
 )
 _STEM: Rows = (("conv1", "stem.conv"), ("bn1", "stem.norm"))
 _DEEP_STEM: Rows = (
@@ -77,7 +78,7 @@ _PYTORCHCV: Rows = (
 
 # A name up to its first "-" is a project's; what follows is a kind of network that it names differently.
 STYLES: dict[str, Rows] = {
-    # Also: akamaster, chenyaofo, kuangliu (v1 and SE), bearpaw (v1).
+    # Also: akamaster, chenyaofo, kuangliu (v1, SE's BasicBlock), bearpaw (v1).
     "torchvision": (*_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
     "timm": (*_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
     "timm-c": (*_DEEP_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
@@ -113,7 +114,8 @@ STYLES: dict[str, Rows] = {
         ),
         *_HEADS,
     ),
-    # Small images: kuangliu's and bearpaw's pre-activation networks, and many after them.
+    # Small images: bearpaw's pre-activation networks, and others that end in a BatchNorm. Not kuangliu's
+    # PreActResNet and SENet18: they have none after the last stage, where v2 of ours has one.
     "cifar-v2": (
         ("conv1", "stem.conv"),
         *_PREACT_BRANCH,

@@ -8,8 +8,10 @@ of ours with the same logits. It does not download anything and never runs a pic
 from __future__ import annotations
 
 import pickle
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +28,19 @@ from models.zoo import Architecture
 
 __all__ = ["WeightsError", "identify", "load_foreign", "read_state", "to_foreign"]
 
-PLAIN_TYPES = [Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType, np._core.multiarray.scalar]
+# What trainers often keep beside the weights; none of these runs code.
+PLAIN_TYPES = [
+    *(Namespace, np.dtype, np._core.multiarray.scalar),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
+    *(np.dtypes.Float64DType, np.dtypes.Float32DType),
+    *(np.dtypes.Int64DType, np.dtypes.Int32DType, np.dtypes.BoolDType),
+]
 # Where a checkpoint keeps its state dict, the likeliest first.
 NESTED = (
     *("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema"),
     *("model", "net", "network", "weights", "params", "checkpoint"),
 )
+DEEPEST = 8  # dictionaries in dictionaries; a pickle's may even hold itself
 
 
 def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture | None = None) -> ResNet:
@@ -39,7 +48,8 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
 
     Args:
         weights: a state dict, or a `.safetensors`, `.pth`, `.pt`, `.th` or `.bin` file that holds one.
-        spec: the architecture; None: recognised by the tensors, with what `models.identify` takes as given.
+        spec: the architecture, with any number of classes: the file's classifier tells it. None:
+            recognised by the tensors, with what `models.identify` takes as given.
 
     Raises:
         WeightsError: unreadable file, or tensors missing, left over or of another shape; the
@@ -57,6 +67,9 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
     except WeightsError as error:
         hint = f"; unknown tensor names: {listed(unknown)}" if unknown else ""
         raise WeightsError(f"{error}{hint}") from error
+    head = ours.get("head.weight")
+    if head is not None and head.ndim == 2 and len(head) > 0:
+        spec = replace(spec, num_classes=len(head))
     with torch.device("meta"):  # no time lost on an initialisation
         model = ResNet(spec)
     if misfits := _misfits(state, ours, model, style):
@@ -95,16 +108,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: no such file, or one that holds more than tensors and plain values.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # What trainers often keep beside the weights; none of these runs code.
-        with torch.serialization.safe_globals(PLAIN_TYPES):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
-        raise WeightsError(f"cannot read weights from {path}: {reason}") from error
-    while isinstance(found, Mapping) and (inner := _inner(found)) is not None:
+    found = _read(path)
+    for _ in range(DEEPEST):
+        if not isinstance(found, Mapping) or (inner := _inner(found)) is None:
+            break
         found = inner
     tensors = (
         {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -116,6 +123,34 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict: expected names and tensors, or these under {NESTED[0]!r}"
         )
     return tensors
+
+
+def _read(path: Path) -> object:
+    """What is in the file. Raises WeightsError."""
+    is_safetensors = path.suffix == ".safetensors"
+    try:
+        if is_safetensors:
+            return load_file(path)
+        with torch.serialization.safe_globals(PLAIN_TYPES), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"cannot read weights from {path}: {error.strerror or error}") from error
+    # A file is hostile input: torch's reader meets damaged ones with KeyError, IndexError, AssertionError...
+    except Exception as error:
+        fault = "not a PyTorch file, or one that would have to run code to be read"
+        if is_safetensors:
+            fault = "not a safetensors file"
+        raise WeightsError(f"cannot read weights from {path}: {fault}{_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The reader's first sentence in brackets, without torch's advice to run the code; may be empty."""
+    if not isinstance(error, pickle.UnpicklingError | RuntimeError | SafetensorError):
+        return ""
+    told = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    sentence = told.split("\n")[0].split(". ")[0]
+    return f" ({sentence})" if sentence else ""
 
 
 def _inner(found: Mapping[str, object]) -> Mapping[str, object] | None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 HE_2016 = "He et al. 2016, arXiv 1512.03385"
 HE_2016_V2 = "He et al. 2016, arXiv 1603.05027"
+HE_2016_V2_TIMM = f"{HE_2016_V2}; parameters: timm's model cards"
+HE_2016_V2_PYTORCHCV = f"{HE_2016_V2}; parameters: pytorchcv"
 TORCHVISION = "torchvision, num_params and _ops of the weights"
 TIMM = "timm's model cards on the Hugging Face hub"
 HE_2019 = "He et al. 2019, arXiv 1812.01187; parameters: timm's model cards"
@@ -52,10 +55,10 @@ class Architecture:
 
     name: str
     depths: tuple[int, ...]
-    branch: str
-    variant: str = "v1"
-    stem: str = "imagenet"
-    shortcut: str = "projection"
+    branch: Literal["basic", "bottleneck", "conv", "dense"]
+    variant: Literal["v1", "v2", "plain", "highway"] = "v1"
+    stem: Literal["imagenet", "deep", "3x3", "3x3/2", "3x3/pool"] = "imagenet"
+    shortcut: Literal["pad", "pad-after", "projection", "projection-all", "pooled-projection"] = "projection"
     width: int = 64
     stem_width: int | None = None
     max_width: int | None = None
@@ -71,6 +74,21 @@ class Architecture:
     num_macs: int | None = None
     source: str = HE_2016
     aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a number that no network has."""
+        counts = {"depths": min(self.depths, default=0), "se_round_to": self.se_round_to}
+        for name in ("width", "stem_width", "max_width", "cardinality", "group_width", "se_reduction"):
+            counts[name] = getattr(self, name)
+        counts |= {"num_classes": self.num_classes, "input_size": self.input_size}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be 1 or more")
+        for name in ("dropout", "stochastic_depth"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1)")
+        if self.stochastic_depth and not self.has_shortcuts:
+            raise ValueError("stochastic_depth needs shortcuts: without, it drops the whole signal")
 
     @property
     def has_shortcuts(self) -> bool:
@@ -214,7 +232,7 @@ ROWS: tuple[Architecture, ...] = (
             branch,
             count,
             None,
-            HE_2016_V2,
+            HE_2016_V2_TIMM if count else HE_2016_V2,
             variant="v2",
             aliases=(f"resnet{layers}v2",),
         )
@@ -224,7 +242,7 @@ ROWS: tuple[Architecture, ...] = (
             (50, LAYERS_50, "bottleneck", 25_500_000),
             (101, LAYERS_101, "bottleneck", 44_500_000),
             (152, LAYERS_152, "bottleneck", 60_200_000),
-            (200, (3, 24, 36, 3), "bottleneck", 64_700_000),
+            (200, (3, 24, 36, 3), "bottleneck", None),
         )
     ),
     _cifar("resnetv2_110", 110, "basic", 1_700_000, **_V2, aliases=("resnet110v2", "preresnet110")),
@@ -241,9 +259,10 @@ ROWS: tuple[Architecture, ...] = (
         "resnetv2_1001",
         1001,
         "bottleneck",
-        10_300_000,
-        **_V2,
+        10_327_706,  # the paper says 10.2M
         **_PROJECTED,
+        variant="v2",
+        source=HE_2016_V2_PYTORCHCV,
         aliases=("resnet1001v2", "preresnet1001"),
     ),
     # v1 for 32x32 images, with option A's shortcuts.

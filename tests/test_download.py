@@ -7,14 +7,24 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.download import ATTEMPTS, Download, DownloadError, cache_path, default_cache, download, is_missing
+from models.download import (
+    ATTEMPTS,
+    Download,
+    DownloadError,
+    cache_path,
+    default_cache,
+    discard,
+    download,
+    is_missing,
+)
 from tests.conftest import ROOT
-from tests.files_server import FilesServer, files_server
+from tests.files_server import FilesServer, ServedFile, files_server
 
 DATA = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -97,6 +107,41 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(server: FilesServer
     assert fetch(tmp_path, url).path.read_bytes() == DATA
     assert server.seen[1].headers["range"] == "bytes=100000-"
     assert server.seen[1].sent == len(DATA)
+
+
+def test_the_same_beginning_again_and_again_is_no_progress(server: FilesServer, tmp_path: Path) -> None:
+    url = server.add("w.pth", DATA * 8, cuts=[2_000_000] * 20, ranges=False)
+    with pytest.raises(DownloadError, match=rf"\({ATTEMPTS} attempts\)"):
+        fetch(tmp_path, url)
+    assert len(server.seen) == ATTEMPTS
+
+
+class Unmeasured(FilesServer):
+    """Tells no length: the body ends with the connection."""
+
+    @staticmethod
+    def _end_headers(handler: BaseHTTPRequestHandler, file: ServedFile, length: int) -> None:
+        handler.end_headers()
+
+
+def test_a_body_of_no_known_length_needs_a_hash(tmp_path: Path) -> None:
+    server = Unmeasured()
+    server.start()
+    try:
+        url = server.add("w.pth", DATA)
+        with pytest.raises(DownloadError, match="neither length nor SHA-256, so a cut would not show"):
+            fetch(tmp_path, url)
+        assert fetch(tmp_path, url, sha256=SHA256).path.read_bytes() == DATA
+    finally:
+        server.stop()
+
+
+def test_what_is_discarded_is_fetched_again(server: FilesServer, tmp_path: Path) -> None:
+    url = server.add("w.pth", DATA)
+    discard(fetch(tmp_path, url).path)
+    assert files_in(tmp_path) == set()
+    assert fetch(tmp_path, url).path.read_bytes() == DATA
+    assert len(server.seen) == 2
 
 
 def test_a_file_that_changed_meanwhile_is_read_from_the_start(server: FilesServer, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.identify import identify, nearest
+from models.identify import identify, nearest, untold
 from models.resnet import ResNet
 from models.zoo import ZOO, Architecture, architecture
 
@@ -62,3 +62,22 @@ def test_the_nearest_row() -> None:
     state = {name: tensor for name, tensor in state.items() if ".se." not in name}
     assert nearest(state).startswith("nearest architecture: resnet50 (")
     assert nearest({"decoder.weight": torch.ones(1)}) == "no architecture is near"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("resnet20", {}, ["stem=3x3/pool or stem=3x3/2", "shortcut=pad-after", "variant=plain"]),
+        ("resnetv2_110", dict(shortcut="pad"), ["stem=3x3/pool", "shortcut=pad-after"]),
+        ("highway20", dict(shortcut="pad"), ["stem=3x3/pool", "shortcut=pad-after"]),
+        ("wrn16_4", {}, ["stem=3x3/pool"]),
+        ("plain20", {}, ["stem=3x3/pool"]),
+        ("resnet50", dict(stem="3x3/pool"), []),
+        ("resnet50", {}, []),
+        ("resnet50d", {}, []),
+    ],
+)
+def test_what_tensors_do_not_tell(name: str, changes: dict[str, object], told: list[str]) -> None:
+    sentences = untold(architecture(name, **changes))
+    assert len(sentences) == len(told)
+    assert all(f"--set {change}" in sentence for change, sentence in zip(told, sentences, strict=True))

@@ -165,6 +165,10 @@ def test_names(typed: str, key: str) -> None:
         ("resnet5O", "unknown model 'resnet5O': did you mean resnet50"),
         ("resnet50:a9_in1k", "resnet50 has no weights 'a9_in1k': did you mean .*_in1k or .*_in1k"),
         ("resnet50:v3", "resnet50 has no weights 'v3': did you mean IMAGENET1K_V[12] or IMAGENET1K_V[12]"),
+        (
+            "resnet50:nonsense",
+            r"no weights 'nonsense': there are \w+, \w+, \w+, \w+, \w+; `residuum pull` lists",
+        ),
         ("timm/resnet50.a9_in1k", "unknown weights 'timm/resnet50.a9_in1k': did you mean .*timm/resnet50.a"),
         ("resnet20", "nobody we know of published weights of resnet20"),
         ("someone/something", "unknown weights 'someone/something': `residuum pull` lists"),
@@ -222,6 +226,11 @@ def test_pixels_are_those_of_transformers(size: tuple[int, int]) -> None:
         x_NCHW = processor(**config)(image, return_tensors="pt")["pixel_values"]
         theirs = pixels_of(x_NCHW[0].double(), spec)
         assert np.abs(ours(image, spec) - theirs).max() <= tolerance
+
+
+def test_transformers_may_leave_the_crop_out() -> None:
+    spec = read_preprocessing("transformers", CONVNEXT)
+    assert read_preprocessing("transformers", CONVNEXT | {"crop_pct": None}) == spec
 
 
 def test_where_transformers_rounds_the_crop_down_ours_is_a_pixel_further() -> None:

@@ -209,6 +209,8 @@ def test_a_name_becomes_a_served_model(
 ) -> None:
     code, out, err = pull(f"resnet10:{kind}")
     assert code == 0, err
+    served_at_another_size = f"published top-1 is of images of 72 pixels; {PIXELS} are served"
+    assert served_at_another_size in err
     artifact = tmp_path / "artifacts" / "resnet10"
     assert out.splitlines()[-1] == str(artifact)
     manifest = read_manifest(artifact)
@@ -218,7 +220,7 @@ def test_a_name_becomes_a_served_model(
     assert provenance.weights_sha256 == sources.sha256[kind]
     assert (provenance.weights, provenance.licence) == (row.key, "bsd-3-clause")
     assert provenance.published_accuracy == PUBLISHED
-    assert provenance.num_parameters == NUM_PARAMETERS
+    assert (provenance.num_parameters, provenance.options) == (NUM_PARAMETERS, {})
     assert manifest.labels[0] == Label(label="tench", wnid="n01440764")
     spec = manifest.preprocessing
     wanted = {"torchvision": (72, "bilinear"), "timm": (71, "bicubic"), "transformers": (73, "bicubic")}
@@ -237,19 +239,21 @@ def check_what_happens_the_next_time(
     code, out, err = pull(f"resnet10:{kind}")
     assert (code, out.splitlines()[-1]) == (0, str(artifact))
     assert "is there already, of these weights; --force makes it again" in err
-    document = json.loads(pull(f"resnet10:{kind}", "--crop", str(PIXELS), "--json")[1])
+    document = json.loads(pull(f"resnet10:{kind}", "--json")[1])
     assert (document["made"], document["artifact"]) == (False, str(artifact))
     assert len(sources.server.seen) == requests
     empty = ("--offline", "--cache", str(folder / "empty"))
     other = "timm" if kind == "torchvision" else "torchvision"
-    for arguments in (
-        (f"resnet10:{kind}", "--force"),
-        (f"resnet10:{other}",),
-        (f"resnet10:{kind}", "--crop", "48"),
+    key = next(row.key for row in sources.rows if row.kind == kind)
+    refused = "choose another --name, or --force replaces it"
+    for arguments, message in (
+        ((f"resnet10:{kind}", "--force"), "is not in the cache"),
+        ((f"resnet10:{other}",), f"{artifact} holds {key}: {refused}"),
+        ((f"resnet10:{kind}", "--crop", "48"), f"{artifact} holds {key}, made with other options: {refused}"),
     ):
         code, _, err = pull(*arguments, *empty)
         assert code == 2
-        assert "is not in the cache" in err
+        assert message in err
     (artifact / "classify.fp32.onnx").write_bytes(b"rotten")
     assert pull(f"resnet10:{kind}", *empty)[0] == 2
 
@@ -265,7 +269,15 @@ def test_what_goes_wrong_is_one_line(
         (("resnet50:a1",), f"{sources.server.url}/timm/resnet50.a1_in1k/resolve/main/config.json: 404"),
         (("resnet10:torchvision", "--architecture", "resnet18"), "--architecture is for files"),
         (("resnet10:torchvision", "--crop", "80"), "--crop 80 does not fit into --resize 72"),
-        (("./absent.pth",), "absent.pth"),
+        (("resnet10:timm", "--crop", "80", "--resize", "72"), "--crop 80 does not fit into --resize 72"),
+        (("resnet10:timm", "--crop", "0"), "--crop 0: expected 1 to 4096 pixels"),
+        (("resnet10:timm", "--resize", "999999"), "--resize 999999: expected 1 to 4096 pixels"),
+        (("resnet10:timm", "--mean", "nan,0,0"), "--mean nan,0,0: must lie in [0, 1]"),
+        (("resnet10:timm", "--mean", "123,116,103"), "--mean 123,116,103: must lie in [0, 1]"),
+        (("resnet10:timm", "--std", "1,1,inf"), "--std 1,1,inf: must be above 0, and finite"),
+        (("./absent.pth",), "absent.pth: no such file"),
+        ((tmp_path,), f"{tmp_path} is a folder"),
+        (("/",), "/ is a folder"),
         (("resnet10:torchvision", "--name", "../up"), "cannot be a model's name"),
         (("resnet10:torchvision", "--timeout", "0"), "--timeout 0"),
         (("resnet10:torchvision", "--pytorch-url", "nowhere"), "expected http:// or https://"),
@@ -285,6 +297,24 @@ def test_another_number_of_parameters_is_refused(
     code, _, err = pull("resnet10:torchvision")
     assert code == 2
     assert f"makes a network of {NUM_PARAMETERS:,} parameters; 7 were published" in err
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_page_instead_of_a_file_does_not_stay(
+    sources: Sources, pull: Callable[..., tuple[int, str, str]], tmp_path: Path, name: str
+) -> None:
+    """Status 200, and nobody tells its SHA-256."""
+    path = f"timm/resnet10.timm/resolve/main/{name}"
+    good = sources.server.files[f"/{path}"]
+    try:
+        sources.server.add(path, b"<html>Please log in</html>")
+        code, _, err = pull("resnet10:timm")
+    finally:
+        sources.server.files[f"/{path}"] = good
+    assert code == 2
+    assert "it was removed from the cache, and the next run fetches it anew" in err.splitlines()[-1]
+    assert not list((tmp_path / "cache").rglob(name))
+    assert not list((tmp_path / "cache").rglob(f"{name}.sha256"))
 
 
 def test_the_table(pull: Callable[..., tuple[int, str, str]], sources: Sources) -> None:
@@ -332,6 +362,7 @@ def test_a_file_with_all_that_can_be_guessed(
     code, _, err = pull(path)
     assert code == 0, err
     assert "resnet8, 10 classes: those of CIFAR-10; --labels gives others" in err
+    assert "else --set shortcut=pad-after" in err
     assert "resize 32, crop 32, bilinear, mean 0.4914,0.4822,0.4465" in err
     manifest = read_manifest(tmp_path / "artifacts" / "weights")
     assert (manifest.name, manifest.architecture) == ("weights", "resnet8")
@@ -340,9 +371,18 @@ def test_a_file_with_all_that_can_be_guessed(
     assert manifest.provenance.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (manifest.provenance.licence, manifest.provenance.weights) == (None, None)
     assert "is there already" in pull(path)[2]
-    code, _, err = pull(cifar_file(tmp_path, num_classes=7), "--std", "0,1,1")
+    trained = manifest.provenance.model_copy(update={"options": None, "source": "run7"})
+    manifest.model_copy(update={"provenance": trained}).write(tmp_path / "artifacts" / "weights")
+    assert "weights holds run7, made with other options: choose" in pull(path)[2]
+    cifar_file(tmp_path, num_classes=7)
+    code, _, err = pull(path)
     assert code == 2
-    assert "resnet8, 7 classes: without names" in err
+    assert "weights holds run7: choose another --name" in err
+    (tmp_path / "two.txt").write_text("one\ntwo\n")
+    options = ("--architecture", "resnet20", "--set", "depths=1,1,1", "--std", "1,1,1")
+    code, _, err = pull(path, "--name", "seven", *options, "--labels", tmp_path / "two.txt")
+    assert code == 2
+    assert "2 labels for 7 classes" in err
 
 
 def test_a_file_with_all_that_can_be_told(pull: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -359,6 +399,21 @@ def test_a_file_with_all_that_can_be_told(pull: Callable[..., tuple[int, str, st
     assert manifest.preprocessing == Preprocessing(
         resize=36, crop=32, interpolation="lanczos", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
     )
+    assert manifest.provenance.options == {
+        "architecture": "resnet20",
+        "changes": {"shortcut": "pad-after", "depths": "1,1,1"},
+        "labels_sha256": hashlib.sha256(labels.read_bytes()).hexdigest(),
+        "preprocessing": {
+            "resize": 36,
+            "interpolation": "lanczos",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.2, 0.2, 0.2],
+        },
+    }
+    assert "is there already" in pull(path, *options, "--interpolation", "lanczos")[2]
+    assert "made with other options" in pull(path, "--name", "mine")[2]
+    labels.write_text(labels.read_text().upper())
+    assert "made with other options" in pull(path, *options, "--interpolation", "lanczos")[2]
     network = liven(build("resnet20", depths=(1, 1, 1), shortcut="pad-after", seed=1))
     assert_same_logits(tmp_path / "artifacts" / "mine", network)
 
@@ -372,6 +427,15 @@ def test_mistakes_about_a_file(pull: Callable[..., tuple[int, str, str]], tmp_pa
         ((path, "--labels", tmp_path / "absent.txt"), "absent.txt: No such file"),
         ((path, "--set", "colour=red"), "--set colour: no such field"),
         ((path, "--set", "width=wide"), "--set width=wide: "),
+        (
+            (path, "--set", "variant=plain", "--set", "stochastic_depth=0.5"),
+            "--set variant=plain --set stochastic_depth=0.5: ",
+        ),
+        ((path, "--set", "width=0"), "--set width=0: "),
+        ((path, "--set", "depths="), "--set depths=: "),
+        ((path, "--set", "shortcut=bridge"), "--set shortcut=bridge: "),
+        ((path, "--set", "dropout=1"), "dropout must lie in [0, 1)"),
+        ((path, "--set", "num_classes=7"), "--set num_classes: no such field; there are: depths, branch"),
         ((path, "--set", "width"), "expected FIELD=VALUE"),
         ((path, "--architecture", "resnet2O"), "unknown architecture"),
         ((path, "--architecture", "resnet32"), "do not fit resnet32"),

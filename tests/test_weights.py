@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.weights import WeightsError, load_foreign
+from models.weights import WeightsError, load_foreign, read_state
 from models.zoo import architecture
 from tests.conftest import liven
 from tests.foreign import ForeignBlock, ForeignResNet
@@ -122,6 +124,11 @@ def test_a_pickle_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
         (lambda s: [s.pop(k) for k in list(s)] and s.update(x=torch.ones(1)), "unknown tensor names: x"),
         (lambda s: s.clear(), "not a ResNet"),
+        (
+            lambda s: s.update({"layer9.0.conv1.weight": torch.zeros(1, 1, 3, 3)}),
+            "not a ResNet: its stages are 1, 2, 3, 9",
+        ),
+        (lambda s: s.update({f"layer{'9' * 5000}.0.conv1.weight": torch.zeros(1)}), "1 unexpected"),
     ],
 )
 def test_a_mismatch_is_named(change: Any, message: str) -> None:
@@ -131,11 +138,53 @@ def test_a_mismatch_is_named(change: Any, message: str) -> None:
         load_foreign(state)
 
 
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "noise.pth").write_bytes(b"noise" * 100)
-    for path in (tmp_path / "noise.pth", tmp_path / "absent.pth", tmp_path / "absent.safetensors"):
-        with pytest.raises(WeightsError, match="cannot read weights"):
-            load_foreign(path)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("words.pth", b"hello world", r"not a PyTorch file, or one that .* to be read$"),
+        ("short.pth", b"\x80\x02.", r"not a PyTorch file, or one that .* to be read$"),
+        ("empty.pth", b"", r"not a PyTorch file"),
+        ("noise.pth", b"noise" * 100, r"to be read \(Unsupported operand 110\)$"),
+        ("new.pth", pickle.dumps({"epoch": 1}, protocol=5), r"to be read \(Unsupported operand \d+\)$"),
+        (
+            "path.pth",
+            pickle.dumps(Path("x"), protocol=2),
+            r"\(Unsupported global: GLOBAL pathlib.* default\)$",
+        ),
+        ("noise.safetensors", b"noise" * 100, "not a safetensors file"),
+        ("absent.pth", None, "No such file"),
+        ("absent.safetensors", None, "No such file"),
+    ],
+)
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=f"cannot read weights from .*{name}: .*{message}"):
+        load_foreign(tmp_path / name)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    """One bit of an old-style file: it loads, or the error is ours."""
+    path = tmp_path / "damaged.pth"
+    torch.save({"fc.weight": torch.ones(3, 2)}, path, _use_new_zipfile_serialization=False)
+    whole, failed = path.read_bytes(), 0
+    for position in range(0, len(whole), 2):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position // 2 % 8
+        path.write_bytes(damaged)
+        try:
+            read_state(path)
+        except WeightsError:
+            failed += 1
+    assert failed > 50
+
+
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {}
+    kept["model"] = kept
+    torch.save(kept, tmp_path / "kept.pth")
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        read_state(tmp_path / "kept.pth")
 
 
 def _as_weiaicunzai(match: re.Match[str]) -> str:
@@ -231,11 +280,40 @@ def test_zeros_after_the_old_channels() -> None:
         assert not torch.allclose(load_foreign(foreign.state_dict())(x), foreign(x), atol=1e-2)
 
 
-def test_values_beside_the_weights(tmp_path: Path) -> None:
-    kept = {
-        "model_state": _foreign20().state_dict(),
-        "accuracy": np.float64(91.7),
-        "args": argparse.Namespace(lr=0.1),
-    }
-    torch.save(kept, tmp_path / "kept.pth")
+def test_a_row_of_the_zoo_takes_the_files_classes() -> None:
+    foreign = ForeignResNet((3, 3, 3), width=16, option="A", head="linear", num_classes=7)
+    model = load_foreign(foreign.state_dict(), architecture("resnet20", num_classes=10))
+    assert model.spec == architecture("resnet20", num_classes=7)
+    assert model.head.out_features == 7
+
+
+def test_a_3x3_stem_with_a_pool() -> None:
+    """The same names and shapes as without."""
+    foreign = liven(ForeignResNet((2, 2, 2, 2), width=8), seed=4)
+    state = foreign.state_dict()
+    foreign.bn1 = nn.Sequential(foreign.bn1, nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = load_foreign(state, replace(load_foreign(state).spec, stem="3x3/pool"))
+        assert torch.allclose(ours(x), foreign(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "value", [np.float64(91.7), np.float32(91.7), np.int64(3), np.int32(3), np.bool_(True)]
+)
+def test_values_beside_the_weights(tmp_path: Path, value: np.generic, zipped: bool) -> None:
+    kept = {"model_state": _foreign20().state_dict(), "best": value, "args": argparse.Namespace(lr=0.1)}
+    torch.save(kept, tmp_path / "kept.pth", _use_new_zipfile_serialization=zipped)
     assert load_foreign(tmp_path / "kept.pth").spec.name == "resnet20"
+
+
+def test_values_of_numpy_1(tmp_path: Path) -> None:
+    """Its scalars' constructor has another name."""
+    path = tmp_path / "kept.pth"
+    kept = {"model_state": _foreign20().state_dict(), "best": np.float32(91.7)}
+    torch.save(kept, path, _use_new_zipfile_serialization=False)
+    new, old = b"cnumpy._core.multiarray\nscalar\n", b"cnumpy.core.multiarray\nscalar\n"
+    assert new in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(new, old))
+    assert load_foreign(path).spec.name == "resnet20"

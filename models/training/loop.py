@@ -170,17 +170,16 @@ def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None
     # Every batch counts the same in the mean: a smaller last one would count too much.
     chosen = chosen[: len(chosen) // 256 * 256 or None]
     batches = chosen.to(images_NHW3.device).split(256)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = {norm: norm.momentum for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)}
     network.eval()  # without dropout, as served; torch's update_bn would leave it on
-    for norm in norms:
+    for norm in momenta:
         norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
         norm.train()
-    for number, batch in enumerate(batches, start=1):
-        for norm in norms:
-            norm.momentum = 1 / number
+    for batch in batches:
         network(as_served(images_NHW3[batch], recipe))
-    for norm in norms:
-        norm.momentum = nn.BatchNorm2d(1).momentum
+    for norm, momentum in momenta.items():
+        norm.momentum = momentum
     network.eval()
 
 

@@ -123,7 +123,7 @@ def _load_initial(model: ResNet, path: Path) -> None:
         weights, _ = load_checkpoint(path)
         model.load_state_dict(weights.state_dict())
     except (CheckpointError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
+        reason = " ".join(str(error).split())
         raise TrainingError(f"initial_weights {path} do not fit {model.spec.name}: {reason}") from error
 
 
