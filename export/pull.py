@@ -7,24 +7,29 @@ come in as plain values; this module reads no environment and prints nothing.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from export.options import (
+    MAX_PIXELS,
+    changed_preprocessing,
+    check_fields,
+    flags_of,
+    numbers,
+    read_labels,
+    usual_labels,
+    usual_preprocessing,
+    with_changes,
+)
 from export.pipeline import export_artifact
 from models.checkpoint import CheckpointMetadata, describe_architecture
-from models.cifar import CIFAR_CLASSES, CIFAR_MEAN, CIFAR_STD, cifar_labels
 from models.download import Download, DownloadError, Progress, discard, download, is_missing
 from models.identify import untold
-from models.imagenet import NUM_CLASSES, imagenet_labels
+from models.imagenet import imagenet_labels
 from models.manifest import (
-    Label,
     Manifest,
     ManifestError,
     Preprocessing,
@@ -43,14 +48,9 @@ from models.pretrained import (
 )
 from models.resnet import ResNet
 from models.weights import WeightsError, load_foreign, read_state
-from models.zoo import Architecture, architecture
+from models.zoo import architecture
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar"}
-# What an architecture has beside what describes the network; the classes are the file's.
-NOT_SETTABLE = {"name", "aliases", "source", "num_parameters", "num_macs", "num_classes"}
-SETTABLE = tuple(f.name for f in fields(Architecture) if f.name not in NOT_SETTABLE)
-MAX_PIXELS = 4096  # of a side
-
 Say = Callable[[str], None]
 
 
@@ -135,7 +135,8 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
     """Resolve, download, map, verify, fuse, export, describe; `say` hears what was decided on the way.
 
     Raises:
-        PullError, PretrainedError, UnknownArchitecture: what was asked for does not exist or does not fit.
+        PullError, OptionError, PretrainedError, UnknownArchitecture: what was asked for does not exist or
+            does not fit.
         DownloadError, WeightsError, GateError, ExportError: from the steps that have these names.
     """
     row = None if is_file(request.weights) else resolve(request.weights)
@@ -178,11 +179,10 @@ def _check_options(request: Request, row: Pretrained | None) -> None:
     given = {"--architecture": request.architecture, "--set": request.changes, "--labels": request.labels}
     if row and (wrong := [flag for flag, value in given.items() if value]):
         raise PullError(f"{wrong[0]} is for files: what {row.key} is, is known")
-    if unknown := set(request.changes) - set(SETTABLE):
-        raise PullError(f"--set {min(unknown)}: no such field; there are: {', '.join(SETTABLE)}")
+    check_fields(request.changes)
     # Where the preprocessing is not known yet, one that every crop fits into.
     known = row.preprocessing if row else None
-    _changed(
+    changed_preprocessing(
         known or Preprocessing(resize=MAX_PIXELS, crop=1, mean=MEAN, std=STD),
         request.preprocessing,
     )
@@ -314,13 +314,13 @@ def _map(found: Found, request: Request) -> ResNet:
     name = found.row.architecture if found.row else request.architecture
     spec = architecture(name) if name else None
     if request.changes:
-        spec = _with_changes(spec or load_foreign(state).spec, request.changes)
+        spec = with_changes(spec or load_foreign(state).spec, request.changes)
     try:
         model = load_foreign(state, spec)
     except ValueError as error:  # fields that are fine one by one and together make no network
         if not request.changes:
             raise
-        raise PullError(f"{_flags(request.changes)}: {error}") from error
+        raise PullError(f"{flags_of(request.changes)}: {error}") from error
     num_parameters = sum(p.numel() for p in model.parameters())
     if found.row and found.row.num_parameters != num_parameters:
         raise PullError(
@@ -328,26 +328,6 @@ def _map(found: Found, request: Request) -> ResNet:
             f"{found.row.num_parameters:,} were published"
         )
     return model
-
-
-def _with_changes(spec: Architecture, changes: Mapping[str, str]) -> Architecture:
-    """Values as the command line gives them: text, made into what the field holds."""
-    values: dict[str, Any] = {
-        name: None if text.lower() == "none" else text for name, text in changes.items()
-    }
-    if values.get("depths"):
-        values["depths"] = values["depths"].split(",")
-    try:
-        checked = TypeAdapter(Architecture).validate_python(asdict(spec) | values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        wrong = {str(place): changes[str(place)] for place in first["loc"][:1] if place in changes}
-        raise PullError(f"{_flags(wrong or changes)}: {first['msg']}") from error
-    return replace(checked, num_parameters=None, num_macs=None)
-
-
-def _flags(changes: Mapping[str, str]) -> str:
-    return " ".join(f"--set {name}={text}" for name, text in changes.items())
 
 
 def _describe(model: ResNet, found: Found, request: Request, say: Say) -> CheckpointMetadata:
@@ -358,16 +338,16 @@ def _describe(model: ResNet, found: Found, request: Request, say: Say) -> Checkp
     elif found.row:
         labels = imagenet_labels()
     else:
-        labels, about = _usual_labels(spec)
+        labels, about = usual_labels(spec)
         say(f"{spec.name}, {spec.num_classes} classes: {about}; --labels gives others")
     if len(labels) != spec.num_classes:
         raise PullError(f"{len(labels)} labels for {spec.num_classes} classes")
-    preprocessing = found.preprocessing or _usual_preprocessing(spec)
-    preprocessing = _changed(preprocessing, request.preprocessing)
+    preprocessing = found.preprocessing or usual_preprocessing(spec)
+    preprocessing = changed_preprocessing(preprocessing, request.preprocessing)
     if found.preprocessing is None:
         say(
             f"resize {preprocessing.resize}, crop {preprocessing.crop}, {preprocessing.interpolation}, "
-            f"mean {_numbers(preprocessing.mean)}, std {_numbers(preprocessing.std)}; "
+            f"mean {numbers(preprocessing.mean)}, std {numbers(preprocessing.std)}; "
             "--resize --crop --interpolation --mean --std change it"
         )
     if not (found.row or request.architecture):
@@ -381,70 +361,3 @@ def _describe(model: ResNet, found: Found, request: Request, say: Say) -> Checkp
         preprocessing=preprocessing,
         dataset=IMAGENET if found.row else None,
     )
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
-
-
-def _changed(preprocessing: Preprocessing, changes: Mapping[str, object]) -> Preprocessing:
-    try:
-        changed = Preprocessing.model_validate(preprocessing.model_dump() | dict(changes))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PullError(f"--{first['loc'][0]} {changes[str(first['loc'][0])]}: {first['msg']}") from error
-    for name, pixels in (("resize", changed.resize), ("crop", changed.crop)):
-        if not 0 < pixels <= MAX_PIXELS:
-            raise PullError(f"--{name} {pixels}: expected 1 to {MAX_PIXELS} pixels")
-    if changed.crop > changed.resize:
-        raise PullError(f"--crop {changed.crop} does not fit into --resize {changed.resize}: give both")
-    if not all(0 <= value <= 1 for value in changed.mean):  # nor nan
-        raise PullError(f"--mean {_numbers(changed.mean)}: must lie in [0, 1], as pixels do")
-    if not all(0 < value < math.inf for value in changed.std):
-        raise PullError(f"--std {_numbers(changed.std)}: must be above 0, and finite")
-    return changed
-
-
-def _is_cifar(spec: Architecture) -> bool:
-    return spec.input_size == 32 and spec.num_classes in CIFAR_CLASSES
-
-
-def _usual_labels(spec: Architecture) -> tuple[tuple[Label, ...], str]:
-    if _is_cifar(spec):
-        return cifar_labels(spec.num_classes), f"those of CIFAR-{spec.num_classes}"
-    if spec.num_classes == NUM_CLASSES:
-        return imagenet_labels(), f"those of {IMAGENET}"
-    return tuple(Label(label=f"class {index}") for index in range(spec.num_classes)), "without names"
-
-
-def _usual_preprocessing(spec: Architecture) -> Preprocessing:
-    """Images of ImageNet's size are cropped to 7/8, smaller ones are taken whole."""
-    size = spec.input_size
-    mean, std = (CIFAR_MEAN, CIFAR_STD) if _is_cifar(spec) else ({}, {})
-    return Preprocessing(
-        resize=size * 8 // 7 if size >= 128 else size,
-        crop=size,
-        mean=mean.get(spec.num_classes, MEAN),
-        std=std.get(spec.num_classes, STD),
-    )
-
-
-def read_labels(path: Path) -> tuple[Label, ...]:
-    """Classes' names in order: one a line, or JSON: names, {"label", "wnid"} objects, or an object by index.
-
-    Raises:
-        PullError: unreadable, or neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json" and not text.lstrip().startswith(("[", "{")):
-            return tuple(Label(label=line.strip()) for line in text.splitlines() if line.strip())
-        found = json.loads(text)
-        if isinstance(found, dict):
-            by_index = {int(index): value for index, value in found.items()}
-            found = [by_index[index] for index in range(len(by_index))]
-        return tuple(Label(label=row) if isinstance(row, str) else Label.model_validate(row) for row in found)
-    except OSError as error:
-        raise PullError(f"--labels {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise PullError(f"--labels {path}: expected one name a line, or JSON with names in order") from error

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import residuum
-from export.pull import PullError, Request, is_file, read_labels
+from export.options import OptionError, read_labels
+from export.pull import Request, is_file
 from export.verify import source_input
 from models import pretrained
 from models.manifest import Label, Preprocessing, PublishedAccuracy, read_manifest
@@ -476,7 +477,7 @@ def test_labels(tmp_path: Path, text: str) -> None:
 def test_labels_that_are_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(text)
-    with pytest.raises(PullError, match="expected one name a line, or JSON"):
+    with pytest.raises(OptionError, match="expected one name a line, or JSON"):
         read_labels(path)
 
 
