@@ -178,7 +178,7 @@ def sender_to(url: str, timeout: float) -> Send:
         content_type = chance.choice(CONTENT_TYPES)
         headers = {"Content-Type": content_type} if content_type else {}
         if chance.random() < 0.1:
-            body, headers = multipart(chance, body), {"Content-Type": "multipart/form-data; boundary=XXX"}
+            body, headers = multipart(chance, body), {"Content-Type": "multipart/form-data; boundary=edge"}
         for attempt in (1, 2):
             reused = connection.sock is not None
             try:
@@ -199,8 +199,8 @@ def sender_to(url: str, timeout: float) -> Send:
 
 
 def multipart(chance: random.Random, body: bytes) -> bytes:
-    part = b'--XXX\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n"
-    return part * chance.choice((1, 1, 2)) + chance.choice((b"--XXX--\r\n", b"--XXX--\r\n", b"--XX", b""))
+    part = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + body + b"\r\n"
+    return part * chance.choice((1, 1, 2)) + chance.choice((b"--edge--\r\n", b"--edge--\r\n", b"--ed", b""))
 
 
 def code_in(text: bytes) -> str:
