@@ -18,10 +18,11 @@ COPY pyproject.toml constraints.txt constraints-gpu.txt ./
 # to be used, onnxruntime is the same package at a fifth of the size.
 RUN set -eu; \
     listed() { /opt/build/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$1, sep='\n')"; }; \
-    base="['project']['dependencies']"; gpu="['project']['optional-dependencies']['gpu']"; \
+    base="['project']['dependencies']"; extra="['project']['optional-dependencies']"; \
     case "$ENGINE" in \
-      cpu) listed "$base" | sed -e '/^onnxruntime-gpu/d' -e 's/^\(onnxruntime[^;]*\);.*/\1/' >requirements.txt ;; \
-      gpu) { listed "$base"; listed "$gpu"; } >requirements.txt ;; \
+      cpu) { listed "$base" | sed -e '/^onnxruntime-gpu/d' -e 's/^\(onnxruntime[^;]*\);.*/\1/'; \
+             listed "$extra['openvino']"; } >requirements.txt ;; \
+      gpu) { listed "$base"; listed "$extra['gpu']"; } >requirements.txt ;; \
       *) echo "ENGINE=$ENGINE: choose cpu or gpu" >&2; exit 1 ;; \
     esac; \
     /opt/build/bin/pip --python /opt/residuum/bin/python install \
@@ -38,7 +39,8 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /tmp/whe
     && /opt/build/bin/pip --python /opt/residuum/bin/python install --no-deps --prefix /opt/app /tmp/wheels/*.whl
 
 FROM ${PYTHON_IMAGE}
-RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin residuum
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin residuum \
+    && install --directory --owner 10001 --group 10001 /cache
 COPY --from=dependencies /opt/residuum /opt/residuum
 COPY --from=build /opt/app /opt/residuum
 ENV PATH=/opt/residuum/bin:$PATH \
@@ -47,6 +49,8 @@ ENV PATH=/opt/residuum/bin:$PATH \
     RESIDUUM_HOST=0.0.0.0 \
     RESIDUUM_PORT=8000 \
     RESIDUUM_ARTIFACTS=/artifacts \
+    # Which engine was the fastest here, and TensorRT's plans; a volume keeps them from one start to the next.
+    RESIDUUM_ENGINE_CACHE=/cache \
     # ONNX Runtime reports to its makers unless told not to, and where it cannot, waits 10 s for that when it ends.
     ORT_DISABLE_TELEMETRY=1 \
     # What NVIDIA's container toolkit mounts, and where CUDA may write; without meaning on a CPU.

@@ -30,7 +30,7 @@ serve: install ## serve the embedded model: HOST=127.0.0.1 PORT=8000, ARGS for a
 	$(BIN)/residuum serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: install-dev ## run all tests; ARGS="-k batcher" for some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: install-dev ## check format and lint
 	$(BIN)/ruff format --check .
@@ -70,7 +70,7 @@ $(BIN)/pip:
 	"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[openvino]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip

@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from models.manifest import Manifest
+    from export.images import CalibrationImages
+    from export.precisions import PrecisionRequest
+    from models.checkpoint import CheckpointMetadata
+    from models.manifest import Manifest, Speed
+    from models.resnet import ResNet
     from models.training.recipe import Recipe
     from service.introspection_query import IntrospectQuery
     from service.repository import LoadedModel
 
 # What runs a graph, of the server's settings; the other settings are about serving.
-ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads")
+ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads", "engine_cache")
 OUR_PACKAGES = ("models", "export", "service", "benchmarks", __name__)
 BAR_WIDTH = 20
 ZOO_ORDERS = {"name": "name", "parameters": "num_parameters", "macs": "num_macs", "pixels": "input_size"}
@@ -164,9 +168,8 @@ def introspect(args: argparse.Namespace) -> int:
         quantities = measure(
             model.manifest, *(result.outputs[name] for name in ("logits", "scalars", "maps"))
         )
-        graph = model.manifest.graph("introspect")
-        assert graph is not None
-        run = Run(graph.precision, model.engine.name, {"inference": result.inference_ms})
+        graph = model.graphs["introspect"]
+        run = Run(graph.precision, graph.engine.name, {"inference": result.inference_ms})
         document = answer(quantities, model.manifest, options, image, run)
         if suffix == ".png":
             write_file(args.out, contact_sheet(quantities, model.manifest, options, image))
@@ -375,6 +378,7 @@ def pull_options(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of it; repeatable"
     )
     local.add_argument("--labels", type=Path, metavar="FILE", help="classes in order: one a line, or JSON")
+    precision_options(parser)
     add_setting_flags(parser, tuple(PullSettings.model_fields), PullSettings)
 
 
@@ -404,6 +408,8 @@ def pull(args: argparse.Namespace) -> int:
         changes=field_values(args.set),
         labels=args.labels,
         preprocessing=given(args, ("resize", "crop", "interpolation", "mean", "std")),
+        precisions=precision_request(args),
+        time_graphs=time_graphs,
         force=args.force,
     )
     cache = settings.cache or default_cache()
@@ -523,70 +529,234 @@ def print_recipes(recipes: Sequence[Recipe]) -> None:
 
 def export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="what `residuum train` ended with"
+        "weights",
+        metavar="CHECKPOINT",
+        help="what `residuum train` ended with; with --weights random, a row of the zoo",
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the artifact's folder")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="the artifact's folder (default: artifacts/NAME)"
+    )
     parser.add_argument("--name", help="the model's name (default: the folder's)")
-    parser.add_argument("--data", metavar="PATH", help="measure accuracy on this data set's validation split")
+    parser.add_argument(
+        "--weights",
+        dest="source",
+        choices=("random",),
+        help="random ones, for benchmarks and tests: what it answers means nothing",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights (default: 0)")
+    precision_options(parser)
+    smaller = parser.add_argument_group("smaller, at some cost; both train on --data")
+    smaller.add_argument(
+        "--prune", type=float, metavar="RATIO", help="drop this fraction of the branches' inner channels"
+    )
+    smaller.add_argument(
+        "--prune-epochs", type=int, default=1, metavar="N", help="fine-tune after pruning (default: 1)"
+    )
+    smaller.add_argument(
+        "--qat-epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fine-tune int8's weights under its rounding, on 20,000 images an epoch at most (default: 0)",
+    )
+
+
+def precision_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precisions; every one passes its gates, or nothing is written")
+    group.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        choices=("fp32", "bf16", "fp16", "int8", "int8-trt"),
+        help="add graphs of it; fp32 is always there; repeatable. int8 is for CPUs, int8-trt for TensorRT",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="PATH",
+        help="for int8: a data set, or a folder of images like those that will be sent; no labels needed",
+    )
+    group.add_argument(
+        "--num-calibration", type=int, default=512, metavar="N", help="so many of them (default: 512)"
+    )
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        help="measure accuracy on its validation split (default: --calibration's, if it has one)",
+    )
+    group.add_argument(
+        "--allow-loss", action="store_true", help="write it even if a precision loses more than it may"
+    )
 
 
 def export(args: argparse.Namespace) -> int:
     need("export", "torch", "onnx", "onnxscript")
-    from export.pipeline import ValidationImages, export_artifact
-    from models.checkpoint import load_checkpoint
-    from models.manifest import sha256_of
+    from export.pipeline import export_artifact
+    from export.precisions import Precisions, read_images
+    from service.settings import load_settings
 
-    model, metadata = load_checkpoint(args.checkpoint)
-    validation = None
-    if args.data:
-        need("train", "datasets")
-        from models.training.data import load_images
-
-        images = load_images(args.data, "valid", metadata.preprocessing)
-        if images.classes != metadata.labels:
-            raise CommandError(f"--data {args.data}: its classes are not those of the checkpoint")
-        validation = ValidationImages(Path(args.data).name, images.images.numpy(), images.labels.numpy())
-    name = args.name or args.out.resolve().name
-    recipe = metadata.recipe or {}
-    source = f"residuum train {recipe['name']}" if "name" in recipe else f"checkpoint {args.checkpoint.name}"
-    sha256 = sha256_of(args.checkpoint)
+    request = precision_request(args)
+    model, metadata, provenance, usual_name = source_of(args)
+    out = args.out or load_settings().artifacts / (args.name or usual_name)
+    name = args.name or out.resolve().name
+    if args.prune is not None:
+        model, metadata = prune(model, metadata, name, args)
+        provenance["pruned"] = args.prune
+    calibration, validation = read_images(request, metadata)
+    tuned = fine_tuned_for_int8(model, metadata, calibration, args) if args.qat_epochs else None
+    precisions = Precisions(
+        request.names, calibration, request.allow_loss, tuned, args.qat_epochs, time_graphs
+    )
     manifest = export_artifact(
-        model, metadata, name, args.out, source=source, weights_sha256=sha256, validation=validation
+        model, metadata, name, out, validation=validation, precisions=precisions, **provenance
     )
     print_graphs(manifest)
-    print(args.out)
+    print(out)
     return 0
 
 
-def print_graphs(manifest: Manifest) -> None:
-    """What was exported, and how far it is from its source."""
-    table = new_table("graph", "precision", ">MiB", ">max |Δlogit|", ">top-1 agreement", ">top-1", ">top-5")
+def source_of(args: argparse.Namespace) -> tuple[ResNet, CheckpointMetadata, dict[str, Any], str]:
+    """The network, what is known of it, where it came from, and what to call it."""
+    from export.random_weights import RANDOM, random_model, sha256_of_weights
+    from models.checkpoint import load_checkpoint
+    from models.manifest import sha256_of
+
+    if args.source == RANDOM:
+        model, metadata = random_model(args.weights, args.seed)
+        sha256 = sha256_of_weights(model)
+        source = f"random weights, seed {args.seed}"
+        return (
+            model,
+            metadata,
+            {"source": source, "weights": RANDOM, "weights_sha256": sha256},
+            model.spec.name,
+        )
+    path = Path(args.weights)
+    if not path.is_file():
+        raise CommandError(
+            f"{path}: no such checkpoint (--weights random takes a row of the zoo; "
+            "residuum pull takes published weights)"
+        )
+    model, metadata = load_checkpoint(path)
+    recipe = metadata.recipe or {}
+    source = f"residuum train {recipe['name']}" if "name" in recipe else f"checkpoint {path.name}"
+    return model, metadata, {"source": source, "weights_sha256": sha256_of(path)}, path.resolve().parent.name
+
+
+def prune(
+    model: ResNet, metadata: CheckpointMetadata, name: str, args: argparse.Namespace
+) -> tuple[ResNet, CheckpointMetadata]:
+    """As --prune and --prune-epochs ask; the fine-tuned checkpoint and its curves stay under runs/."""
+    need("export", "torch_pruning")
+    need("train", "datasets", "lightning_fabric")
+    from export.images import calibration_images
+    from export.prune import NUM_STATISTICS_IMAGES, describe_pruned, prune
+    from models.training.data import load_images
+    from models.training.fine_tune import fine_tune, fine_tune_recipe
+
+    if args.data is None:
+        raise CommandError("--prune fine-tunes and is measured on --data: give it")
+    served = metadata.preprocessing
+    images = calibration_images(args.data, served, NUM_STATISTICS_IMAGES).images
+    pruned, tuned = prune(model, args.prune, images, served), None
+    if args.prune_epochs:
+        recipe = fine_tune_recipe(metadata, args.prune_epochs)
+        stored = served.model_copy(update={"resize": recipe.store_size, "crop": recipe.store_size})
+        train_set = load_images(args.data, "train", stored)
+        valid_set = load_images(args.data, "valid", served)
+        pruned, tuned = fine_tune(pruned, recipe, train_set, valid_set, Path("runs") / f"{name}-pruned")
+    return pruned, describe_pruned(pruned, args.prune, metadata, tuned)
+
+
+def fine_tuned_for_int8(
+    model: ResNet,
+    metadata: CheckpointMetadata,
+    calibration: CalibrationImages | None,
+    args: argparse.Namespace,
+) -> ResNet:
+    """As --qat-epochs asks."""
+    from export.images import calibration_images
+    from export.qat import NUM_IMAGES, fine_tune
+
+    if calibration is None:
+        raise CommandError("--qat-epochs fine-tunes for int8, on images like --calibration's: give it")
+    images = calibration_images(args.data or args.calibration, metadata.preprocessing, NUM_IMAGES)
+    return fine_tune(model, metadata.preprocessing, calibration.images, images.images, args.qat_epochs)
+
+
+def precision_request(args: argparse.Namespace) -> PrecisionRequest:
+    """What --precision and the flags beside it ask for."""
+    from export.images import is_data_set
+    from export.precisions import PrecisionRequest
+
+    if args.data or (args.calibration and is_data_set(args.calibration)):
+        need("train", "datasets")
+    names = tuple(args.precision)
+    return PrecisionRequest(names, args.calibration, args.num_calibration, args.data, args.allow_loss)
+
+
+def time_graphs(folder: Path, manifest: Manifest) -> dict[str, tuple[Speed, ...]]:
+    """How fast this machine's engines run each graph; those that give wrong answers here are left out."""
+    from models.manifest import Speed
+    from service.engines.machine import describe_machine, gpu_name
+    from service.selection import try_graph
+    from service.settings import load_settings
+
+    settings = load_settings(max_batch_size=8)
+    speeds: dict[str, tuple[Speed, ...]] = {}
     for graph in manifest.graphs:
-        accuracy = (graph.accuracy.top1, graph.accuracy.top5) if graph.accuracy else ()
-        percent = [f"{100 * value:.2f} %" for value in (graph.parity.top1_agreement, *accuracy)]
-        size, delta = f"{graph.num_bytes / 2**20:.1f}", f"{graph.parity.max_abs_delta_logit:.1e}"
-        table.add_row(graph.kind, graph.precision, size, delta, *percent)
+        speeds[graph.file] = tuple(
+            Speed(
+                engine=trial.engine,
+                mode=trial.mode or "",
+                machine=(gpu_name() if trial.device == "cuda" else None) or describe_machine(),
+                batch=size,
+                images_per_s=1000 * size / trial.batch_ms[size],
+            )
+            for trial in try_graph(folder, manifest, graph, settings)
+            if trial.problem is None and (size := max(trial.batch_ms))
+        )
+    return speeds
+
+
+def print_graphs(manifest: Manifest) -> None:
+    """What was exported, how far it is from its source, and what each precision costs and brings."""
+    from export.report import HEADINGS, fastest, rows
+
+    table = new_table("graph", "precision", ">max |Δlogit|", *(f">{name}" for name in HEADINGS[2:]), "speed")
+    best = max((speed.images_per_s for g in manifest.graphs if (speed := fastest(g))), default=0)
+    for graph, row in zip(manifest.graphs, rows(manifest), strict=True):
+        speed = fastest(graph)
+        length = bar(speed.images_per_s / best) if speed else ""
+        table.add_row(*row[:2], f"{graph.parity.max_abs_delta_logit:.1e}", *row[2:], length)
     print_table(table)
+    for graph in manifest.graphs:
+        if graph.verdict:
+            print(f"{graph.kind}: {graph.verdict}")
 
 
 def bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", help="a name under --artifacts, or a path to an artifact (default: embedded)"
+        "--model",
+        action="append",
+        default=[],
+        help="a name under --artifacts, or a path to an artifact; repeatable (default: embedded, and a "
+        "ResNet-50 with random weights, which is made first)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="time for each row (default: 2)"
+        "--seconds", type=float, default=1.0, metavar="S", help="time for each row, about (default: 1)"
     )
+    parser.add_argument("--batch", type=int, action="append", default=[], metavar="N", help="repeatable")
+    parser.add_argument("--quick", action="store_true", help="less of everything, for a first look")
     add_setting_flags(parser, ENGINE_SETTINGS)
 
 
 def bench(args: argparse.Namespace) -> int:
-    need("export", "onnx")
-    from benchmarks.engines import bench_engine
-    from service.repository import find_artifact
+    need("export", "torch", "onnx")
+    from benchmarks.engines import bench_engines
     from service.settings import load_settings
 
     settings = load_settings(**given(args, ENGINE_SETTINGS))
-    bench_engine(find_artifact(args.model or settings.model[0], settings.artifacts), settings, args.seconds)
+    bench_engines(args.model, settings, seconds=args.seconds, batches=args.batch, quick=args.quick)
     return 0
 
 

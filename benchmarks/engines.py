@@ -1,94 +1,256 @@
-"""How fast an artifact's graphs run: theory first, then the table; the last line printed is JSON.
+"""How fast an artifact's graphs run on every engine that this machine has: theory first, then the table.
 
-    residuum bench [--model NAME]
+    residuum bench [--model NAME]... [--seconds S] [--batch N]... [--quick]     # make bench
 
-Shapes: N batch, L blocks.
+Every row's logits are checked before it is timed, and a row that answers wrongly gets no speed. All rows of
+a model are timed in turn, a short slice each, round after round: what else the machine does moves all alike,
+and a ratio is the median of the rounds' own ratios. The last line printed is JSON.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
-from models.manifest import Graph, Manifest, read_manifest
-from service.batcher import batch_sizes
-from service.engines import Engine
-from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.settings import Settings
+from benchmarks.aims import judge, print_aims
+from benchmarks.subjects import Check, FloatInput, Inputs, default_artifacts
+from benchmarks.theory import Cost, Machine, cost_of, print_machine, print_theory, this_machine
+from models.manifest import Graph, Manifest, Precision, read_manifest
+from service.engines import (
+    ENGINE_NAMES,
+    Device,
+    Engine,
+    EngineError,
+    EngineName,
+    EngineOptions,
+    EngineUnavailable,
+    modes,
+    open_engine,
+)
+from service.engines.machine import num_gpus
+from service.repository import find_artifact
+from service.settings import EMBEDDED, Settings
+
+ROUNDS = 5
+COLUMNS = (
+    ("p50_ms", 9, 2), ("p99_ms", 9, 2), ("images_per_s", 10, 1),
+    ("ratio_to_ort_fp32", 11, 2), ("ratio_to_classify", 11, 2),
+)  # fmt: skip
+BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
+FLOAT_INPUT_ENGINES = ("onnxruntime", "openvino")
 
 
-def bench_engine(directory: Path, settings: Settings, seconds: float) -> None:
-    """Print milliseconds a batch and images a second of every graph, and the ratio to classify."""
+@dataclass
+class Row:
+    """One engine, one graph, one batch size; `facts` is what goes into the JSON."""
+
+    engine: Engine
+    inputs: Inputs
+    facts: dict[str, Any]
+    times_ms: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)  # images a second, by the median run of each round
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(self.facts[name] for name in ("graph", "precision", "engine", "mode", "batch"))
+
+
+def bench_engines(
+    models: Sequence[str],
+    settings: Settings,
+    *,
+    seconds: float,
+    batches: Sequence[int] = (),
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Print and return the figures of each model, about `seconds` for each row.
+
+    Args:
+        models: names or paths; none: the embedded one and a ResNet-50 with random weights.
+        settings: `engine`, `precision` and `device` choose among the rows; ORT in fp32 is always there.
+        batches: sizes; none: what suits the device.
+        quick: a quarter of the time, and without `models` the embedded one alone.
+    """
+    device = settings.device if settings.device != "auto" else "cuda" if num_gpus() else "cpu"
+    if not models:
+        models = [EMBEDDED] if quick else [str(path) for path in default_artifacts(device)]
+    machine = this_machine(device, settings.threads)
+    print_machine(machine)
+    documents = []
+    for name in models:
+        directory = find_artifact(name, settings.artifacts)
+        sizes = tuple(batches) or BATCHES[device]
+        documents.append(bench_model(directory, settings, machine, seconds / 4 if quick else seconds, sizes))
+    document = {"machine": machine.as_json(), "seconds": seconds, "rounds": ROUNDS, "models": documents}
+    print(json.dumps(document))
+    return document
+
+
+def bench_model(
+    directory: Path, settings: Settings, machine: Machine, seconds: float, batches: Sequence[int]
+) -> dict[str, Any]:
+    """Theory, the rows, the aims: of one artifact."""
     manifest = read_manifest(directory)
-    macs = multiply_accumulates(directory / manifest.graphs[0].file)
+    costs = {g.precision: cost_of(directory / g.file) for g in manifest.graphs if g.kind == "classify"}
+    pixels, num_parameters = manifest.preprocessing.crop, manifest.provenance.num_parameters
     print(
-        f"{manifest.name} {manifest.version}: {manifest.provenance.num_parameters / 1e6:.2f} M parameters, "
-        f"{macs / 1e6:.1f} M multiply-accumulates an image, {manifest.preprocessing.crop} pixels"
+        f"\n{manifest.name} {manifest.version}: {num_parameters / 1e6:.2f} M parameters, "
+        f"{costs['fp32'].macs / 1e6:.1f} M multiply-accumulates an image of {pixels} pixels"
     )
-    rows = []
-    for size in batch_sizes(settings.max_batch_size):
-        for graph in manifest.graphs:
-            engine = OnnxRuntimeEngine(directory / graph.file, settings.device, settings.threads)
-            rows.append(measure(engine, graph, manifest, size, seconds))
-    classify = {row["batch"]: row["images_per_s"] for row in rows if row["graph"] == "classify"}
-    print(
-        f"{'graph':<12}{'precision':<11}{'batch':>6}{'p50 ms':>9}{'p99 ms':>9}"
-        f"{'images/s':>10}{'GMAC/s':>8}{'ratio':>7}"
-    )
-    for row in rows:
-        row["ratio_to_classify"] = row["images_per_s"] / classify[row["batch"]]
-        gmacs = row["images_per_s"] * macs / 1e9
-        print(
-            f"{row['graph']:<12}{row['precision']:<11}{row['batch']:>6}{row['p50_ms']:>9.2f}{row['p99_ms']:>9.2f}"
-            f"{row['images_per_s']:>10.1f}{gmacs:>8.1f}{row['ratio_to_classify']:>7.2f}"
-        )
-    print(json.dumps({"model": manifest.name, "version": manifest.version, "macs": macs, "rows": rows}))
-
-
-def measure(engine: Engine, graph: Graph, manifest: Manifest, size: int, seconds: float) -> dict[str, Any]:
-    """Run batches of `size` for about `seconds`, after a warm-up."""
-    rng = np.random.default_rng(0)
-    side = manifest.preprocessing.crop
-    inputs: dict[str, NDArray[Any]] = {"images": rng.integers(0, 256, (size, side, side, 3), np.uint8)}
-    if graph.kind == "introspect":
-        inputs["gates"] = np.ones((size, len(manifest.blocks)), np.float32)
-    for _ in range(3):
-        engine.run(inputs)
-    times_ms = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        engine.run(inputs)
-        times_ms.append((time.perf_counter() - started) * 1000)
+    print_theory(costs, machine, max(batches))
+    with ExitStack() as stack:
+        rows, left_out = open_rows(directory, manifest, settings, machine.device, batches, stack)
+        time_in_turn([row for row in rows if row.facts["right"]], seconds)
+        facts = [summarise(row, rows, costs) for row in rows]
+    print_table(facts)
+    for reason in left_out:
+        print(f"left out: {reason}")
+    judged = judge(manifest.architecture, pixels, facts, machine)
+    print_aims(judged)
     return {
-        "graph": graph.kind,
-        "precision": graph.precision,
-        "engine": engine.info.name,
-        "device": engine.info.device,
-        "batch": size,
-        "p50_ms": statistics.median(times_ms),
-        "p99_ms": float(np.percentile(times_ms, 99)),
-        "images_per_s": size * len(times_ms) / (sum(times_ms) / 1000),
+        "model": manifest.name,
+        "version": manifest.version,
+        "architecture": manifest.architecture,
+        "pixels": pixels,
+        "num_parameters": num_parameters,
+        "macs": costs["fp32"].macs,
+        "theory": {name: vars(cost) for name, cost in costs.items()},
+        "rows": facts,
+        "left_out": left_out,
+        "aims": judged,
     }
 
 
-def multiply_accumulates(path: Path) -> int:
-    """Of the convolutions and the head, for one image, from the graph's own shapes."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    total = 0
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            _, _, height, width = shapes[node.output[0]]
-            total += int(np.prod(weights[node.input[1]])) * height * width
-        elif node.op_type == "Gemm":
-            total += int(np.prod(weights[node.input[1]]))
-    return total
+def candidates(
+    manifest: Manifest, settings: Settings, device: str, batches: Sequence[int]
+) -> tuple[list[tuple[Graph, EngineName, EngineOptions]], list[str]]:
+    """Every graph, engine and mode that is worth timing here, fp32 first; and why an engine is not."""
+    found = []
+    left_out: dict[str, None] = {}
+    for graph in sorted(manifest.graphs, key=lambda graph: (graph.precision != "fp32", graph.kind)):
+        for name in ENGINE_NAMES:
+            baseline = name == "onnxruntime" and graph.precision == "fp32"
+            asked = settings.engine in ("auto", name) and settings.precision in ("auto", graph.precision)
+            if name not in graph.engines or not (asked or baseline):
+                continue
+            options = EngineOptions(cast(Device, device), None, settings.threads, tuple(batches))
+            try:
+                worth = modes(name, graph.precision, options)
+            except EngineUnavailable as error:
+                left_out[str(error)] = None
+                continue
+            found += [(graph, name, replace(options, mode=mode)) for mode in worth]
+    return found, list(left_out)
+
+
+def open_rows(
+    directory: Path,
+    manifest: Manifest,
+    settings: Settings,
+    device: str,
+    batches: Sequence[int],
+    stack: ExitStack,
+) -> tuple[list[Row], list[str]]:
+    """Open every engine once, check it, and make a row for each batch size; `stack` closes them."""
+    work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    check = Check(directory, manifest)
+    rows: list[Row] = []
+    found, left_out = candidates(manifest, settings, device, batches)
+    for graph, name, options in found:
+        what = f"{graph.kind} {graph.precision} on {name} {options.mode}"
+        print(f"opening {what} ...", file=sys.stderr, flush=True)
+        variants: list[tuple[str, Path, FloatInput | None]] = [(graph.kind, directory / graph.file, None)]
+        try:
+            if graph.kind == "classify" and name in FLOAT_INPUT_ENGINES:
+                cut = FloatInput(directory / graph.file, work / f"{len(rows)}.onnx")
+                variants.append(("float input", cut.path, cut))
+            for kind, path, cut_here in variants:
+                engine = stack.enter_context(closing(open_engine(name, path, graph.precision, options)))
+                for size in batches:
+                    facts = {"graph": kind, "precision": graph.precision, "engine": name}
+                    facts |= {"version": engine.info.version, "device": engine.info.device}
+                    facts |= {"mode": options.mode, "batch": size} | check(engine, graph, size, cut_here)
+                    rows.append(Row(engine, check.inputs(graph, size, cut_here), facts))
+        except EngineError as error:
+            left_out.append(f"{what}: {error}")
+    return rows, left_out
+
+
+def time_in_turn(rows: Sequence[Row], seconds: float) -> None:
+    """A slice of every row, ROUNDS times, or fewer once it takes far longer than was asked for.
+
+    A slice begins with a run that is not counted, because the rows before it own the caches now; not where a
+    run is longer than a slice.
+    """
+    slice_ms, deadline = 1000 * seconds / ROUNDS, time.monotonic() + 2.5 * seconds * len(rows)
+    for done in range(ROUNDS):
+        if done and time.monotonic() > deadline:
+            print(f"slow: {done} rounds of {ROUNDS}", file=sys.stderr)
+            return
+        for row in rows:
+            if not row.times_ms or row.times_ms[-1] < slice_ms:
+                row.engine.run(row.inputs)
+            times_ms: list[float] = []
+            while sum(times_ms) < slice_ms:
+                started = time.perf_counter()
+                row.engine.run(row.inputs)
+                times_ms.append((time.perf_counter() - started) * 1000)
+            row.times_ms += times_ms
+            row.rates.append(1000 * row.facts["batch"] / statistics.median(times_ms))
+
+
+def summarise(row: Row, rows: Sequence[Row], costs: Mapping[Precision, Cost]) -> dict[str, Any]:
+    """The row's figures; None where it was not timed, or what it is compared with was not."""
+    kind, precision, name, mode, size = row.key
+    base = "introspect" if kind == "introspect" else "classify"
+    to_ort = next((r for r in rows if r.key[:3] == (base, "fp32", "onnxruntime") and r.key[4] == size), None)
+    to_classify = next((r for r in rows if r.key == ("classify", precision, name, mode, size)), None)
+    rate = statistics.median(row.rates) if row.rates else None
+    return row.facts | {
+        "p50_ms": statistics.median(row.times_ms) if row.times_ms else None,
+        "p99_ms": float(np.percentile(row.times_ms, 99)) if row.times_ms else None,
+        "images_per_s": rate,
+        "gmacs_per_s": None if rate is None else rate * costs["fp32"].macs / 1e9,
+        "ratio_to_ort_fp32": _ratio(row, to_ort),
+        "ratio_to_classify": _ratio(row, to_classify),
+    }
+
+
+def _ratio(row: Row, other: Row | None) -> float | None:
+    if other is None or not row.rates or not other.rates:
+        return None
+    return statistics.median(a / b for a, b in zip(row.rates, other.rates, strict=True))
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    print(
+        f"{'graph':<12}{'precision':<10}{'engine':<12}{'mode':<11}{'batch':>5}{'p50 ms':>9}{'p99 ms':>9}"
+        f"{'images/s':>10}{'x ORT fp32':>11}{'x classify':>11}{'max |dlogit|':>13}{'top-1':>7}"
+    )
+    for row in rows:
+        cells = [
+            f"{'-':>{width}}" if row[name] is None else f"{row[name]:>{width}.{digits}f}"
+            for name, width, digits in COLUMNS
+        ]
+        if not row["right"]:
+            cells[2] = f"{'wrong':>10}"
+        print(
+            f"{row['graph']:<12}{row['precision']:<10}{row['engine']:<12}{row['mode']:<11}{row['batch']:>5}"
+            f"{''.join(cells)}{row['max_abs_delta_logit']:>13.2g}{100 * row['top1_agreement']:>6.0f}%"
+        )
+
+
+if __name__ == "__main__":
+    from residuum import main
+
+    sys.exit(main(["bench", *sys.argv[1:]]))

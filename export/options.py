@@ -22,7 +22,7 @@ from models.pretrained import IMAGENET, MEAN, STD
 from models.zoo import Architecture
 
 # What an architecture has beside what describes the network; the classes are the file's.
-NOT_SETTABLE = {"name", "aliases", "source", "num_parameters", "num_macs", "num_classes"}
+NOT_SETTABLE = {"name", "aliases", "source", "num_parameters", "num_macs", "num_classes", "hidden"}
 SETTABLE = tuple(f.name for f in fields(Architecture) if f.name not in NOT_SETTABLE)
 MAX_PIXELS = 4096  # of a side
 

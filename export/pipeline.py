@@ -10,7 +10,6 @@ import copy
 import hashlib
 import logging
 import tempfile
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,45 +18,37 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.graph import OPSET, export_graph
-from export.verify import (
-    GOLDEN_TOLERANCE,
-    Reference,
-    check_parity,
-    measure_accuracy,
-    reference,
-    synthetic_images,
-)
+from export.accuracy import check_accuracy, check_agreement, score
+from export.emulate import predict
+from export.graph import export_graph
+from export.images import ValidationImages
+from export.precisions import ENGINES, KINDS, Precisions
+from export.quantize import Int8, quantize
+from export.report import write_report
+from export.verify import check_parity, golden, reference, synthetic_images
 from models.checkpoint import CheckpointMetadata
 from models.manifest import (
     MANIFEST_FILE,
+    Accuracy,
     Graph,
     GraphKind,
     Manifest,
+    Precision,
     Provenance,
     PublishedAccuracy,
+    Quantization,
     Tensor,
     read_manifest,
     sha256_of,
 )
 from models.resnet import ResNet, describe_blocks
 
-GRAPHS: tuple[GraphKind, ...] = ("classify", "introspect")
 GOLDEN_IMAGE = "golden.png"
 NUM_PARITY_IMAGES = 24
 
 
 class ExportError(Exception):
-    """The artifact cannot be written where it was asked for; the message says why."""
-
-
-@dataclass(frozen=True)
-class ValidationImages:
-    """Preprocessed as served: uint8 [num_images, crop, crop, 3]; labels int64 [num_images]."""
-
-    name: str
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    """The artifact cannot be written where, or as, it was asked for; the message says why."""
 
 
 def export_artifact(
@@ -72,18 +63,22 @@ def export_artifact(
     licence: str | None = None,
     published_accuracy: PublishedAccuracy | None = None,
     options: dict[str, object] | None = None,
+    pruned: float | None = None,
     validation: ValidationImages | None = None,
+    precisions: Precisions | None = None,
 ) -> Manifest:
-    """Fuse, export, verify, measure, describe; returns the manifest of the artifact at `out`.
+    """Fuse, export, quantize, verify, measure, describe; returns the manifest of the artifact at `out`.
 
     Args:
         model: in evaluation mode; left as it is.
         source: where the weights came from, for people; weights_sha256: of that file.
-        weights, licence, published_accuracy, options: of weights that were pulled; see `Provenance`.
+        weights, licence, published_accuracy, options, pruned: see `Provenance`.
         validation: measure every graph's accuracy on these.
+        precisions: what is made beside fp32.
 
     Raises:
-        GateError: a graph differs from the model; nothing is left behind.
+        GateError: a graph differs from the model or loses accuracy; nothing is left behind.
+        QuantizeError: it cannot be quantized.
         ExportError: `out` exists and is not an artifact.
     """
     out = out.resolve()
@@ -101,13 +96,18 @@ def export_artifact(
             licence=licence,
             published_accuracy=published_accuracy,
             options=options,
+            pruned=pruned,
             recipe=metadata.recipe,
             dataset=metadata.dataset,
             commit=metadata.commit,
             seed=metadata.seed,
             checkpoint_accuracy=metadata.accuracy,
         )
-        manifest = _make(model, metadata, name, work, provenance, validation)
+        precisions = precisions or Precisions()
+        making = _Making(model, metadata, work, precisions, validation)
+        manifest = _describe(making, name, provenance)
+        if precisions.time_graphs:
+            manifest = write_report(manifest, precisions.time_graphs(work, manifest), work)
         manifest.write(work)
         if out.exists():
             out.rename(Path(folder) / "replaced")
@@ -123,34 +123,16 @@ def _check_replaceable(out: Path) -> None:
         raise ExportError(f"{out} is a file: choose a folder")
     kept = {MANIFEST_FILE}
     if (out / MANIFEST_FILE).is_file():
-        old = read_manifest(out, verify=False)
-        kept |= {old.golden_image, *(graph.file for graph in old.graphs)}
+        kept |= set(read_manifest(out, verify=False).files())
     if others := sorted(path.name for path in out.iterdir() if path.name not in kept):
         raise ExportError(
             f"{out} holds {', '.join(others[:3])}, which is no part of an artifact: choose another folder"
         )
 
 
-def _make(
-    model: ResNet,
-    metadata: CheckpointMetadata,
-    name: str,
-    work: Path,
-    provenance: Provenance,
-    validation: ValidationImages | None,
-) -> Manifest:
-    preprocessing = metadata.preprocessing
-    exact = copy.deepcopy(model).double()
-    golden = synthetic_images(1, preprocessing.crop, seed=1)
-    Image.fromarray(golden[0]).save(work / GOLDEN_IMAGE, optimize=True)
-    expected = reference(
-        exact, preprocessing, synthetic_images(NUM_PARITY_IMAGES, preprocessing.crop, seed=0)
-    )
-    expected_golden = reference(exact, preprocessing, golden)
-    graphs = tuple(
-        _make_graph(kind, model, exact, metadata, work, expected, expected_golden, validation)
-        for kind in GRAPHS
-    )
+def _describe(making: _Making, name: str, provenance: Provenance) -> Manifest:
+    model, metadata = making.model, making.metadata
+    graphs = making.graphs()
     return Manifest(
         name=name,
         version=hashlib.sha256("".join(graph.sha256 for graph in graphs).encode()).hexdigest()[:12],
@@ -158,49 +140,109 @@ def _make(
         variant=model.variant,
         num_classes=model.spec.num_classes,
         labels=metadata.labels,
-        preprocessing=preprocessing,
+        preprocessing=metadata.preprocessing,
         provenance=provenance,
-        blocks=describe_blocks(model, preprocessing.crop),
+        blocks=describe_blocks(model, metadata.preprocessing.crop),
         graphs=graphs,
         golden_image=GOLDEN_IMAGE,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _make_graph(
-    kind: GraphKind,
-    model: ResNet,
-    exact: ResNet,
-    metadata: CheckpointMetadata,
-    work: Path,
-    expected: Reference,
-    golden: Reference,
-    validation: ValidationImages | None,
-) -> Graph:
-    path = work / f"{kind}.fp32.onnx"
-    proto = export_graph(kind, model, metadata.preprocessing, path)
-    parity = check_parity(kind, path, exact, metadata.preprocessing, expected)
-    accuracy = None
-    if validation is not None:
-        accuracy = measure_accuracy(kind, path, validation.images, validation.labels, validation.name)
-    return Graph(
-        kind=kind,
-        precision="fp32",
-        file=path.name,
-        sha256=sha256_of(path),
-        num_bytes=path.stat().st_size,
-        opset=OPSET,
-        inputs=tuple(_describe(info) for info in proto.graph.input),
-        outputs=tuple(_describe(info) for info in proto.graph.output),
-        engines=("onnxruntime",),
-        parity=parity,
-        golden_logits=tuple(float(np.float32(value)) for value in golden.logits_NK[0]),
-        golden_tolerance=GOLDEN_TOLERANCE * max(1.0, golden.logit_range),
-        accuracy=accuracy,
-    )
+class _Making:
+    """The graphs of one artifact, made and checked one after another; the fp32 ones first."""
+
+    def __init__(
+        self,
+        model: ResNet,
+        metadata: CheckpointMetadata,
+        work: Path,
+        precisions: Precisions,
+        validation: ValidationImages | None,
+    ) -> None:
+        self.model, self.metadata, self.work = model, metadata, work
+        self.precisions, self.validation = precisions, validation
+        preprocessing = metadata.preprocessing
+        golden_image = synthetic_images(1, preprocessing.crop, seed=1)
+        Image.fromarray(golden_image[0]).save(work / GOLDEN_IMAGE, optimize=True)
+        parity_images = synthetic_images(NUM_PARITY_IMAGES, preprocessing.crop, seed=0)
+        self.exact = copy.deepcopy(model).double()
+        self.expected = reference(self.exact, preprocessing, parity_images)
+        self.expected_golden = reference(self.exact, preprocessing, golden_image)
+        self._fp32_logits: dict[GraphKind, NDArray[np.float32]] = {}
+
+    def graphs(self) -> tuple[Graph, ...]:
+        wanted = [(kind, precision) for precision in self.precisions.all for kind in KINDS[precision]]
+        return tuple(self._graph(kind, precision) for kind, precision in wanted)
+
+    def _graph(self, kind: GraphKind, precision: Precision) -> Graph:
+        path = self._path(kind, precision)
+        quantization = None
+        if precision == "int8" or precision == "int8-trt":
+            quantization = self._quantize(precision, path)
+        else:
+            export_graph(kind, self.model, self.metadata.preprocessing, path, precision)
+        parity = check_parity(kind, path, self.exact, self.metadata.preprocessing, self.expected, precision)
+        golden_logits, golden_tolerance = golden(path, precision, self.expected_golden)
+        accuracy, verdict = self._accuracy(kind, precision, path)
+        proto = onnx.load(path)
+        return Graph(
+            kind=kind,
+            precision=precision,
+            file=path.name,
+            sha256=sha256_of(path),
+            num_bytes=path.stat().st_size,
+            opset=next(opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")),
+            inputs=tuple(_tensor(info) for info in proto.graph.input),
+            outputs=tuple(_tensor(info) for info in proto.graph.output),
+            engines=ENGINES[precision],
+            parity=parity,
+            golden_logits=tuple(float(np.float32(value)) for value in golden_logits),
+            golden_tolerance=golden_tolerance,
+            accuracy=accuracy,
+            verdict=verdict,
+            quantization=quantization,
+        )
+
+    def _path(self, kind: GraphKind, precision: Precision) -> Path:
+        return self.work / f"{kind}.{precision}.onnx"
+
+    def _quantize(self, precision: Int8, path: Path) -> Quantization:
+        """From the exported graph; from another where int8 has weights of its own, or rests on fp16."""
+        calibration, own = self.precisions.calibration, self.precisions.quantized_model
+        assert calibration is not None
+        base: Precision = "fp16" if precision == "int8-trt" else "fp32"
+        with tempfile.TemporaryDirectory() as folder:
+            source = self._path("classify", base)
+            if own or not source.exists():
+                source = Path(folder) / source.name
+                export_graph("classify", own or self.model, self.metadata.preprocessing, source, base)
+            found = quantize(source, path, calibration.images, precision=precision, dataset=calibration.name)
+        return found.model_copy(update={"qat_epochs": self.precisions.qat_epochs})
+
+    def _accuracy(
+        self, kind: GraphKind, precision: Precision, path: Path
+    ) -> tuple[Accuracy | None, str | None]:
+        """On labelled images if there are any; else only how often it says what fp32 does."""
+        images = self.validation or self.precisions.calibration
+        if images is None:
+            return None, None
+        logits = predict(kind, path, precision, images.images)
+        fp32 = None if precision == "fp32" else self._fp32_logits[kind]
+        if fp32 is None:
+            self._fp32_logits[kind] = logits
+        verdict, allow_loss = None, self.precisions.allow_loss
+        if self.validation is None:
+            if fp32 is not None:
+                verdict = check_agreement(precision, logits, fp32, allow_loss=allow_loss)
+            return None, verdict
+        labels = self.validation.labels
+        if fp32 is not None:
+            verdict = check_accuracy(precision, logits, fp32, labels, allow_loss=allow_loss)
+        return score(logits, labels, self.validation.name, fp32), verdict
 
 
-def _describe(info: onnx.ValueInfoProto) -> Tensor:
+def _tensor(info: onnx.ValueInfoProto) -> Tensor:
     kind = info.type.tensor_type
     return Tensor(
         name=info.name,

@@ -25,6 +25,7 @@ from export.options import (
     with_changes,
 )
 from export.pipeline import export_artifact
+from export.precisions import PrecisionRequest, Precisions, TimeGraphs, read_images
 from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.download import Download, DownloadError, Progress, discard, download, is_missing
 from models.identify import untold
@@ -94,6 +95,8 @@ class Request:
         architecture, changes, labels: for files only: a row of the zoo, other values for its fields, and a
             file with the classes' names.
         preprocessing: other values for fields of `Preprocessing`.
+        precisions: what is made beside fp32.
+        time_graphs: see `export.precisions.Precisions`.
         force: make it even if it, or another model of that name, is there.
     """
 
@@ -104,6 +107,8 @@ class Request:
     changes: Mapping[str, str] = field(default_factory=dict)
     labels: Path | None = None
     preprocessing: Mapping[str, object] = field(default_factory=dict)
+    precisions: PrecisionRequest = field(default_factory=PrecisionRequest)
+    time_graphs: TimeGraphs | None = None
     force: bool = False
 
 
@@ -137,7 +142,8 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
     Raises:
         PullError, OptionError, PretrainedError, UnknownArchitecture: what was asked for does not exist or
             does not fit.
-        DownloadError, WeightsError, GateError, ExportError: from the steps that have these names.
+        DownloadError, WeightsError, ImagesError, GateError, QuantizeError, ExportError: from the steps that
+            have these names.
     """
     row = None if is_file(request.weights) else resolve(request.weights)
     path = Path(request.weights).expanduser()
@@ -151,6 +157,9 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
     found = _fetch(row, access, say) if row else Found(path, path.name, sha256_of(path))
     model = _map(found, request)
     metadata = _describe(model, found, request, say)
+    asked = request.precisions
+    calibration, validation = read_images(asked, metadata)
+    precisions = Precisions(asked.names, calibration, asked.allow_loss, time_graphs=request.time_graphs)
     manifest = export_artifact(
         model,
         metadata,
@@ -162,6 +171,8 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
         licence=row.licence if row else None,
         published_accuracy=row.published if row else None,
         options=options,
+        validation=validation,
+        precisions=precisions,
     )
     return Pulled(out, manifest, made=True)
 
@@ -195,9 +206,18 @@ def _options(request: Request) -> dict[str, object]:
         "architecture": request.architecture and architecture(request.architecture).name,
         "changes": dict(request.changes),
         "labels_sha256": request.labels and _sha256_of_labels(request.labels),
+        **_precision_options(request.precisions),
     }
     given = {name: value for name, value in options.items() if value}
     return dict(json.loads(json.dumps(given)))
+
+
+def _precision_options(asked: PrecisionRequest) -> dict[str, object]:
+    """What decides about int8 only where there is any."""
+    options: dict[str, object] = {"precisions": sorted({*asked.names} - {"fp32"})}
+    if asked.calibration:
+        options |= {"calibration": asked.calibration, "num_calibration": asked.num_calibration}
+    return options
 
 
 def _sha256_of_labels(path: Path) -> str:

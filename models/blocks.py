@@ -113,11 +113,16 @@ VARIANTS: dict[str, type[ResidualBlock]] = {
 
 
 def make_block(
-    spec: Architecture, in_channels: int, width: int, stride: int, drop_probability: float = 0.0
+    spec: Architecture,
+    in_channels: int,
+    width: int,
+    stride: int,
+    drop_probability: float = 0.0,
+    hidden: tuple[int, ...] | None = None,
 ) -> ResidualBlock:
     """One block of `spec`; where the shape allows it the shortcut is the identity, except under option C."""
     out_channels = BRANCHES[spec.branch].out_channels(in_channels, width)
-    branch = make_branch(spec, in_channels, width, stride)
+    branch = make_branch(spec, in_channels, width, stride, hidden)
     if drop_probability:
         branch.add_module("drop", StochasticDepth(drop_probability))
     entry: dict[str, nn.Module] = {}
@@ -187,14 +192,18 @@ BRANCHES: dict[str, BranchKind] = {
 }
 
 
-def make_branch(spec: Architecture, in_channels: int, width: int, stride: int) -> nn.Sequential:
+def make_branch(
+    spec: Architecture, in_channels: int, width: int, stride: int, hidden: tuple[int, ...] | None = None
+) -> nn.Sequential:
     """conv-BN-ReLU-...-conv-BN; in v2 the last BatchNorm belongs to the next block.
 
     Dropout, where the row has it, is before the last convolution (arXiv 1605.07146, section 2.4), and
-    squeeze-and-excitation at the end (arXiv 1709.01507).
+    squeeze-and-excitation at the end (arXiv 1709.01507). `hidden`: the block's row of `Architecture.hidden`.
     """
     kind = BRANCHES[spec.branch]
     convs = kind.convs(spec, in_channels, width, stride)
+    if hidden is not None:
+        convs = narrowed(convs, hidden)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if spec.branch == "conv" and stride > 1:
         layers["pool"] = nn.MaxPool2d(stride)
@@ -211,6 +220,21 @@ def make_branch(spec: Architecture, in_channels: int, width: int, stride: int) -
     if spec.branch == "dense":
         layers["pad"] = PadChannels(before=in_channels)
     return nn.Sequential(layers)
+
+
+def narrowed(convs: list[nn.Conv2d], hidden: tuple[int, ...]) -> list[nn.Conv2d]:
+    """The same convolutions with `hidden` channels between them; the channels of a group stay as many."""
+    ends = (convs[0].in_channels, *hidden, convs[-1].out_channels)
+    return [
+        conv(
+            channels,
+            out_channels,
+            layer.kernel_size[0],
+            layer.stride[0],
+            1 if layer.groups == 1 else channels * layer.groups // layer.in_channels,
+        )
+        for layer, channels, out_channels in zip(convs, ends[:-1], ends[1:], strict=True)
+    ]
 
 
 def hidden_channels(channels: int, reduction: int, round_to: int) -> int:

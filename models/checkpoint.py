@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -65,11 +64,16 @@ def load_checkpoint(path: Path) -> tuple[ResNet, CheckpointMetadata]:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         metadata = CheckpointMetadata.model_validate_json(text)
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata.architecture.items()}
+        fields = {name: _as_tuple(value) for name, value in metadata.architecture.items()}
         model = ResNet(Architecture(**fields))  # type: ignore[arg-type]
         model.load_state_dict(tensors)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    except (ValidationError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold the network that it describes: {error}") from error
     return model.eval(), metadata
+
+
+def _as_tuple(value: object) -> object:
+    """Lists as JSON has them, nested ones too, as the tuples that they were."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 MANIFEST_FILE = "manifest.json"
 
 GraphKind = Literal["classify", "introspect"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+# int8: U8 activations and S8 weights, for CPUs. int8-trt: symmetric S8 and fp16, for TensorRT.
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-trt"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 ShortcutKind = Literal["identity", "projection", "pad", "gated", "none"]
 Variant = Literal["v1", "v2", "plain", "highway"]
@@ -70,12 +71,16 @@ class Preprocessing(Record):
 
 
 class Accuracy(Record):
-    """Agreement with labels, as fractions in [0, 1], measured through the graph that carries it."""
+    """Agreement with labels, as fractions in [0, 1], measured through the graph that carries it.
+
+    `agreement` is with the fp32 graph: the fraction of images that both give the same top class.
+    """
 
     dataset: str
     num_images: int
     top1: float
     top5: float
+    agreement: float | None = None
 
 
 class PublishedAccuracy(Record):
@@ -106,6 +111,31 @@ class Tensor(Record):
     shape: tuple[int | str, ...]
 
 
+class Quantization(Record):
+    """How an int8 graph came by its scales; layers are named as in the graph.
+
+    `weight_bits` is 7 where weights keep to half of their range, so that processors without VNNI, which add
+    pairs of products in 16 bits, cannot overflow.
+    """
+
+    method: str
+    dataset: str
+    num_images: int
+    weight_bits: int
+    kept_layers: tuple[str, ...] = ()  # in higher precision, because the sensitivity scan said so
+    qat_epochs: int = 0
+
+
+class Speed(Record):
+    """How fast an engine ran a graph on the machine that exported it: full batches, one after another."""
+
+    engine: str
+    mode: str
+    machine: str
+    batch: int
+    images_per_s: float
+
+
 class Graph(Record):
     """One ONNX file of the artifact."""
 
@@ -122,6 +152,9 @@ class Graph(Record):
     golden_logits: tuple[float, ...]  # of the golden image, from the source model
     golden_tolerance: float  # how far an engine may be from them, in logits
     accuracy: Accuracy | None = None
+    verdict: str | None = None  # why the precision passed its gate, in a sentence
+    quantization: Quantization | None = None
+    speeds: tuple[Speed, ...] = ()
 
 
 class ReceptiveField(Record):
@@ -163,6 +196,7 @@ class Provenance(Record):
     commit: str | None = None
     seed: int | None = None
     checkpoint_accuracy: Accuracy | None = None
+    pruned: float | None = None  # fraction of the branches' inner channels that were dropped
 
 
 class Manifest(Record):
@@ -180,6 +214,7 @@ class Manifest(Record):
     blocks: tuple[Block, ...]
     graphs: tuple[Graph, ...]
     golden_image: str  # PNG of exactly [crop, crop, 3], already preprocessed
+    reports: tuple[str, ...] = ()  # files for people: accuracy against speed and size
     created: str
 
     def graph(self, kind: GraphKind, precision: Precision | None = None) -> Graph | None:
@@ -188,6 +223,10 @@ class Manifest(Record):
             if graph.kind == kind and precision in (None, graph.precision):
                 return graph
         return None
+
+    def files(self) -> tuple[str, ...]:
+        """All files of the artifact beside the manifest."""
+        return (self.golden_image, *self.reports, *(graph.file for graph in self.graphs))
 
     def write(self, directory: Path) -> None:
         (directory / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -224,7 +263,7 @@ def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ManifestError(f"{path} is not a manifest of format 1: {where}: {first['msg']}") from error
-    for file in (manifest.golden_image, *(graph.file for graph in manifest.graphs)):
+    for file in manifest.files():
         if not (directory / file).resolve().is_relative_to(directory.resolve()):
             raise ManifestError(f"{path} names a file outside of the artifact: {file}")
         if not (directory / file).is_file():

@@ -8,7 +8,6 @@ Shapes: N batch, C channels, H W space, K classes, L blocks.
 from __future__ import annotations
 
 import math
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -65,16 +64,18 @@ class ResNet(nn.Module):
         channels = spec.stem_width or spec.width
         number_of_block = 0
         for number, depth in enumerate(spec.depths, start=1):
-            width = min(spec.width * 2 ** (number - 1), spec.max_width or sys.maxsize)
+            width = spec.stage_width(number - 1)
             stage: OrderedDict[str, nn.Module] = OrderedDict()
             strides = 2 if number > 1 else 1
             if spec.branch == "dense" and number > 1:
                 stage["transition"] = transition(channels)
                 channels, strides = channels // 2, 1
             for index in range(depth):
+                hidden = None if spec.hidden is None else spec.hidden[number_of_block]
                 number_of_block += 1
                 drop = spec.stochastic_depth * number_of_block / sum(spec.depths)
-                stage[str(index)] = make_block(spec, channels, width, strides if index == 0 else 1, drop)
+                stride = strides if index == 0 else 1
+                stage[str(index)] = make_block(spec, channels, width, stride, drop, hidden)
                 channels = BRANCHES[spec.branch].out_channels(channels, width)
             self.add_module(f"stage{number}", nn.Sequential(stage))
         self.postact = norm_relu(channels) if spec.variant == "v2" else nn.Identity()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,6 +44,9 @@ class Architecture:
         cardinality, group_width: groups of a bottleneck's 3x3 convolution, and channels of each in the first
             stage; None: `width`.
         se_reduction: squeeze-and-excitation with 1 / this of the channels, rounded to `se_round_to`.
+        hidden: channels between the convolutions of every branch, block by block, as pruning leaves them;
+            None: what `branch` and `width` say. A grouped convolution keeps the channels of each group and
+            has fewer groups.
         dropout: before the last convolution of every branch.
         stochastic_depth: probability that training drops the last branch; those before it less, linearly.
         num_classes: K, the length of the logits.
@@ -66,6 +70,7 @@ class Architecture:
     group_width: int | None = None
     se_reduction: int | None = None
     se_round_to: int = 1
+    hidden: tuple[tuple[int, ...], ...] | None = None
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     num_classes: int = 1000
@@ -89,11 +94,38 @@ class Architecture:
                 raise ValueError(f"{name} must lie in [0, 1)")
         if self.stochastic_depth and not self.has_shortcuts:
             raise ValueError("stochastic_depth needs shortcuts: without, it drops the whole signal")
+        if self.hidden is not None:
+            self._check_hidden(self.hidden)
+
+    def _check_hidden(self, hidden: tuple[tuple[int, ...], ...]) -> None:
+        if len(hidden) != sum(self.depths):
+            raise ValueError(f"hidden has {len(hidden)} blocks, depths {sum(self.depths)}")
+        stages = [stage for stage, depth in enumerate(self.depths) for _ in range(depth)]
+        for stage, widths in zip(stages, hidden, strict=True):
+            if len(widths) != HIDDEN_WIDTHS[self.branch] or min(widths, default=1) < 1:
+                raise ValueError(
+                    f"hidden must have {HIDDEN_WIDTHS[self.branch]} width(s) of 1 or more for every "
+                    f"{self.branch} block, not {widths}"
+                )
+            per_group = self.channels_of_group(stage)
+            if self.cardinality > 1 and (len(set(widths)) > 1 or widths[0] % per_group):
+                raise ValueError(f"hidden widths {widths} must be equal, and whole groups of {per_group}")
+
+    def channels_of_group(self, stage: int) -> int:
+        """Channels of each group of a bottleneck's 3x3 convolution, in the stage of that index from 0."""
+        return (self.group_width or self.width) * self.stage_width(stage) // self.width
+
+    def stage_width(self, stage: int) -> int:
+        """Channels of the branches of the stage of that index from 0."""
+        return min(self.width * 2**stage, self.max_width or sys.maxsize)
 
     @property
     def has_shortcuts(self) -> bool:
         return self.variant != "plain"
 
+
+# Between the convolutions of one branch.
+HIDDEN_WIDTHS = {"basic": 1, "bottleneck": 2, "conv": 0, "dense": 1}
 
 LAYERS_18 = (2, 2, 2, 2)
 LAYERS_50 = (3, 4, 6, 3)  # 34 too, with two convolutions a block

@@ -22,6 +22,7 @@ from starlette.responses import RedirectResponse
 
 from service.error_handlers import add_error_handlers
 from service.middleware import HeadAsGet, UnexpectedErrors
+from service.repository import LoadedGraph
 from service.routes import classify, health, introspect, models
 from service.serving import Serving
 from service.settings import Settings, SettingsError, load_settings
@@ -140,13 +141,21 @@ class _Server(uvicorn.Server):
 
 
 def describe_models(serving: Serving) -> str:
-    """`resnet18 1.0 (fp32, onnxruntime 1.31.1 on cpu, 2 threads)` of every model."""
+    """`resnet18 1.0 (classify fp32, onnxruntime 1.31.1 on cpu, 2 threads; introspect ...)` of every model."""
     return ", ".join(
-        f"{model.name} {model.manifest.version} ({model.precision}, {model.engine.name} "
-        f"{model.engine.version} on {model.engine.device}"
-        + (f", {model.engine.threads} threads)" if model.engine.threads else ")")
+        f"{model.name} {model.manifest.version} ("
+        + "; ".join(f"{kind} {describe_graph(graph)}" for kind, graph in model.graphs.items())
+        + ")"
         for model in serving.models
     )
+
+
+def describe_graph(graph: LoadedGraph) -> str:
+    """`int8, openvino 2026.4.1 latency on cpu, 2 threads`."""
+    engine = graph.engine
+    mode = f" {engine.mode}" if engine.mode != engine.device else ""
+    threads = f", {engine.threads} threads" if engine.threads else ""
+    return f"{graph.precision}, {engine.name} {engine.version}{mode} on {engine.device}{threads}"
 
 
 def _listen(settings: Settings) -> socket.socket:

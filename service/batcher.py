@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,7 +135,7 @@ class Batcher:
             self._waiting.extend(entries)
             self._changed.notify_all()
         for entry in entries:
-            entry.future.add_done_callback(partial(self._forget_if_cancelled, entry))
+            entry.future.add_done_callback(self._forget_if_cancelled)
         return [entry.future for entry in entries]
 
     def close(self, timeout_s: float | None = None) -> None:
@@ -151,12 +150,18 @@ class Batcher:
         for entry in left:
             entry.future.set_exception(Closed("the server stopped before this entry's turn"))
 
-    def _forget_if_cancelled(self, entry: _Entry, future: Future[Result]) -> None:
-        """A client that leaves frees its place in the queue at once."""
+    def _forget_if_cancelled(self, future: Future[Result]) -> None:
+        """A client that leaves frees its place in the queue at once.
+
+        The entry is looked for: a callback that held it would be held by its future, and neither would go
+        until the cycle collector runs, with all its results.
+        """
         if future.cancelled():
             with self._changed:
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
+                for entry in self._waiting:
+                    if entry.future is future:
+                        self._waiting.remove(entry)
+                        break
 
     def _seconds_until_done(self, now: float, num_more: int) -> float:
         """When the running batch, all that wait, and `num_more` entries should be done."""

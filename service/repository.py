@@ -6,26 +6,27 @@ golden image came out of each with the golden logits. It knows no HTTP but the e
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from models.manifest import MANIFEST_FILE, Graph, Manifest, ManifestError, Precision, read_manifest
-from models.preprocess import ImageError, preprocess
+from models.manifest import MANIFEST_FILE, Graph, GraphKind, Manifest, ManifestError, Precision, read_manifest
 from service.batcher import Batcher, Row, batch_sizes
-from service.engines import Engine, EngineError, EngineInfo
-from service.engines.onnxruntime import OnnxRuntimeEngine
+from service.engines import Engine, EngineError, EngineInfo, open_engine
 from service.errors import UnknownModel
+from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
+from service.schemas import EngineTrial
+from service.selection import Choice, NothingRuns, cache_directory, choose, engine_options
 from service.settings import EMBEDDED, Settings
 
-ENGINE = "onnxruntime"  # as manifests name it
+logger = logging.getLogger("residuum")
+
+GRAPH_KINDS: tuple[GraphKind, ...] = ("classify", "introspect")
 
 
 class LoadError(Exception):
@@ -33,24 +34,51 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True)
+class LoadedGraph:
+    """One of a model's graphs: what runs it, why that was chosen, and the batcher in front of it."""
+
+    precision: Precision
+    engine: EngineInfo
+    trials: tuple[EngineTrial, ...]
+    remembered: bool  # the choice was measured on an earlier start
+    batcher: Batcher
+
+
+@dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready: its description, and a batcher in front of each of its graphs."""
+    """A model that is ready: its description, and its graphs; classify is always among them."""
 
     manifest: Manifest
-    precision: Precision  # of the classify graph
-    engine: EngineInfo
-    classify: Batcher
-    introspect: Batcher | None  # None: the artifact has no introspect graph
+    graphs: dict[GraphKind, LoadedGraph]
 
     @property
     def name(self) -> str:
         return self.manifest.name
 
+    @property
+    def precision(self) -> Precision:
+        """Of the classify graph."""
+        return self.graphs["classify"].precision
+
+    @property
+    def engine(self) -> EngineInfo:
+        """Of the classify graph."""
+        return self.graphs["classify"].engine
+
+    @property
+    def classify(self) -> Batcher:
+        return self.graphs["classify"].batcher
+
+    @property
+    def introspect(self) -> Batcher | None:
+        """None: the artifact has no introspect graph."""
+        graph = self.graphs.get("introspect")
+        return graph.batcher if graph else None
+
     def close(self, timeout_s: float | None = None) -> None:
         """Finish what is queued, for `timeout_s` at most, and end the batchers."""
-        for batcher in (self.classify, self.introspect):
-            if batcher is not None:
-                batcher.close(timeout_s)
+        for graph in self.graphs.values():
+            graph.batcher.close(timeout_s)
 
 
 class Repository:
@@ -118,28 +146,20 @@ def load_model(directory: Path, settings: Settings, stop: Event | None = None) -
     """Read, verify, warm up and check the artifact in `directory`, unless `stop` is set meanwhile.
 
     Raises:
-        LoadError: whatever is wrong with it, or with the engine or device asked for.
+        LoadError: whatever is wrong with it, or with the engine, precision or device asked for.
     """
     try:
         manifest = read_manifest(directory)
         _check_numbers(manifest)
-        row = _golden_row(directory, manifest)
-        graph = _choose_graph(manifest, settings)
-        engine = OnnxRuntimeEngine(directory / graph.file, settings.device, settings.threads)
-        batch_ms = _warm_up(engine, graph, manifest, row, settings, stop)
-        introspect_graph = manifest.graph("introspect")
-        if introspect_graph is not None:
-            row = {**row, "gates": np.ones(len(manifest.blocks), np.float32)}
-            path = directory / introspect_graph.file
-            introspect_engine = OnnxRuntimeEngine(path, engine.info.device, settings.threads)
-            introspect_ms = _warm_up(introspect_engine, introspect_graph, manifest, row, settings, stop)
-    except (ManifestError, EngineError) as error:
+        row = golden_row(directory, manifest)
+        kinds = [kind for kind in GRAPH_KINDS if kind == "classify" or manifest.graph(kind) is not None]
+        ready = {kind: _make_ready(directory, manifest, kind, row, settings, stop) for kind in kinds}
+    except (ManifestError, EngineError, WrongAnswer, NothingRuns) as error:
         raise LoadError(f"cannot load {directory}: {error}") from error
-    classify = _batcher(f"{manifest.name}-classify", engine, batch_ms, settings)
-    introspect = None
-    if introspect_graph is not None:
-        introspect = _batcher(f"{manifest.name}-introspect", introspect_engine, introspect_ms, settings)
-    return LoadedModel(manifest, graph.precision, engine.info, classify, introspect)
+    if manifest.provenance.weights == "random":
+        logger.warning("%s has random weights: labels mean nothing.", manifest.name)
+    graphs = {kind: _start(f"{manifest.name}-{kind}", graph, settings) for kind, graph in ready.items()}
+    return LoadedModel(manifest, graphs)
 
 
 def _check_numbers(manifest: Manifest) -> None:
@@ -151,70 +171,67 @@ def _check_numbers(manifest: Manifest) -> None:
         )
 
 
-def _choose_graph(manifest: Manifest, settings: Settings) -> Graph:
-    """The classify graph to serve: of the precision asked for, and one that our engine may run."""
-    graphs = [graph for graph in manifest.graphs if graph.kind == "classify" and ENGINE in graph.engines]
-    for graph in graphs:
-        if settings.precision in ("auto", graph.precision):
-            return graph
-    there_is = ", ".join(graph.precision for graph in graphs) or "none"
-    raise LoadError(
-        f"{manifest.name} has no classify graph of precision {settings.precision} for {ENGINE}; "
-        f"there is: {there_is}"
-    )
+class _ReadyGraph(NamedTuple):
+    """A graph that may be served: warmed and checked at every batch size, which `batch_ms` maps to ms."""
+
+    choice: Choice
+    engine: Engine
+    batch_ms: dict[int, float]
 
 
-def _golden_row(directory: Path, manifest: Manifest) -> Row:
-    """The golden image as the graphs' input; it is preprocessed already, so this only decodes it."""
-    spec = manifest.preprocessing
+def _make_ready(
+    directory: Path, manifest: Manifest, kind: GraphKind, row: Row, settings: Settings, stop: Event | None
+) -> _ReadyGraph:
+    """Choose, open, warm up and check; a choice remembered from an earlier start is made anew if it fails."""
+    choice = choose(directory, manifest, kind, row, settings, stop=stop)
+    if choice.remembered:
+        try:
+            return _open(directory, manifest, choice, row, settings, stop)
+        except (EngineError, WrongAnswer) as error:
+            logger.warning("%s: chosen on an earlier start, but: %s", choice.candidate, error)
+        choice = choose(directory, manifest, kind, row, settings, remember=False, stop=stop)
+    return _open(directory, manifest, choice, row, settings, stop)
+
+
+def _open(
+    directory: Path, manifest: Manifest, choice: Choice, row: Row, settings: Settings, stop: Event | None
+) -> _ReadyGraph:
+    graph, cache = choice.candidate.graph, cache_directory(directory, manifest, settings)
+    options = engine_options(settings, choice.candidate.device, choice.candidate.mode, cache)
+    engine = open_engine(choice.candidate.engine, directory / graph.file, graph.precision, options)
     try:
-        data = (directory / manifest.golden_image).read_bytes()
-        golden = preprocess(data, spec.model_copy(update={"resize": spec.crop}))
-    except (OSError, ImageError) as error:
-        raise LoadError(f"the golden image of {directory} cannot be read: {error}") from error
-    if (golden.width, golden.height) != (spec.crop, spec.crop):
-        raise LoadError(f"the golden image of {directory} is not {spec.crop} x {spec.crop}")
-    return {"images": golden.pixels}
+        return _ReadyGraph(choice, engine, _warm_up(engine, graph, manifest, row, settings, stop))
+    except Exception:
+        engine.close()
+        raise
 
 
 def _warm_up(
-    engine: Engine, graph: Graph, manifest: Manifest, golden: Row, settings: Settings, stop: Event | None
+    engine: Engine, graph: Graph, manifest: Manifest, row: Row, settings: Settings, stop: Event | None
 ) -> dict[int, float]:
     """Run every batch size and check what comes out; batch size -> milliseconds."""
     batch_ms = {}
     for size in batch_sizes(settings.max_batch_size):
         if stop is not None and stop.is_set():
             raise LoadError(f"{manifest.name}: stopped while loading")
-        batch = {name: np.repeat(array[None], size, axis=0) for name, array in golden.items()}
+        batch = golden_batch(row, graph, size)
         engine.run(batch)  # the first run of a size allocates, and on a GPU chooses algorithms
         started = time.monotonic()
         outputs = engine.run(batch)
         batch_ms[size] = (time.monotonic() - started) * 1000
-        _check_golden(outputs, graph, manifest, size)
+        check_golden(outputs, graph, manifest.num_classes, size)
     return batch_ms
 
 
-def _batcher(name: str, engine: Engine, batch_ms: dict[int, float], settings: Settings) -> Batcher:
-    return Batcher(
+def _start(name: str, graph: _ReadyGraph, settings: Settings) -> LoadedGraph:
+    batcher = Batcher(
         name,
-        engine.run,
-        batch_ms,
+        graph.engine.run,
+        graph.batch_ms,
         max_wait_ms=settings.max_wait_ms,
         queue_capacity=settings.queue_capacity,
     )
-
-
-def _check_golden(
-    outputs: Mapping[str, NDArray[Any]], graph: Graph, manifest: Manifest, batch_size: int
-) -> None:
-    """Every row of logits must be the golden one; a NaN fails too."""
-    what = f"{graph.file} at batch size {batch_size}"
-    shape = (batch_size, manifest.num_classes)
-    logits_NK = outputs.get("logits", np.empty(0))
-    if logits_NK.shape != shape:
-        raise LoadError(f"{what}: the logits have the shape {logits_NK.shape}, not {shape}")
-    error = float(np.abs(logits_NK - np.asarray(graph.golden_logits)).max())
-    if not error <= graph.golden_tolerance:
-        raise LoadError(
-            f"{what}: the golden logits differ by {error:.3g}, more than {graph.golden_tolerance:.3g}"
-        )
+    choice = graph.choice
+    return LoadedGraph(
+        choice.candidate.graph.precision, graph.engine.info, choice.trials, choice.remembered, batcher
+    )

@@ -92,11 +92,46 @@ class ModelList(BaseModel):
     models: list[ModelSummary]
 
 
+class EngineTrial(BaseModel):
+    """One way to run a graph, and how it did on this machine when the model was loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: str
+    engine: str
+    version: str
+    device: str
+    mode: str | None = Field(description="a variant of the engine, such as `latency`; null: its usual one")
+    batch_ms: dict[int, float] = Field({}, description="batch size -> milliseconds, as far as it was timed")
+    score_ms: float | None = Field(
+        None, description="geometric mean of the milliseconds per image at those sizes; the least wins"
+    )
+    golden_error: float | None = Field(None, description="how far its logits are from the golden ones")
+    problem: str | None = Field(None, description="why it cannot be chosen, or was not tried")
+    chosen: bool = False
+
+
+class RunningGraph(BaseModel):
+    """What runs a graph."""
+
+    precision: str
+    engine: str
+    engine_version: str
+    device: str
+    mode: str
+    threads: int = Field(description="that run it on the CPU; 0 on a GPU")
+    remembered: bool = Field(description="the choice was measured on an earlier start")
+    trials: tuple[EngineTrial, ...] = Field(
+        description="what was tried; a sole candidate is chosen without being timed"
+    )
+
+
 class ModelDetail(ModelSummary):
     """A model, how fast it ran here, and the manifest of its artifact."""
 
     engine_version: str
     threads: int
+    graphs: dict[str, RunningGraph] = Field(description="classify, introspect -> what runs it, and why")
     batch_ms: dict[str, dict[int, float]] = Field(
         description="graph -> batch size -> milliseconds, as measured on this machine"
     )

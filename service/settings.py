@@ -37,12 +37,24 @@ class Settings(BaseSettings):
         "repeatable (in the environment: separated by commas); the first one is the default",
     )
     artifacts: Path = Field(Path("artifacts"), description="the directory where artifacts are found by name")
-    engine: Literal["auto", "onnxruntime"] = Field("auto", description="what runs the graphs")
+    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
+        "auto",
+        description="what runs the graphs; auto: those that are installed are checked and timed when a model "
+        "is loaded, and the fastest that is right wins (torch only on a GPU)",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where they run; auto: an NVIDIA GPU where one works, else the CPU"
     )
-    precision: Literal["auto", "fp32"] = Field(
-        "auto", description="which of an artifact's classify graphs runs"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int8-trt"] = Field(
+        "auto",
+        description="which of an artifact's graphs run; auto: the fastest that is right on this machine. "
+        "introspect is never int8: it takes the fastest of the others then",
+    )
+    engine_cache: Path | None = Field(
+        None,
+        description="the directory where measured choices of engines and compiled plans are kept; None: "
+        "beside each artifact, in a directory of its name with .cache behind; where that cannot be written, "
+        "each start measures anew",
     )
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 for any free one")

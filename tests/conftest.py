@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def metadata_for(model: ResNet, size: int = 32) -> CheckpointMetadata:
             resize=size, crop=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a choice of engines leaves behind lies in a folder of this run's, and beside no artifact."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RESIDUUM_ENGINE_CACHE", str(tmp_path_factory.mktemp("engines")))
+        yield
 
 
 @pytest.fixture(scope="session")

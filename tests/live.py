@@ -15,18 +15,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SERVE = "from service.app import serve; from service.settings import load_settings; serve(load_settings())"
 READY_S = 120
+# Else several engines are timed at each start.
+USUAL: dict[str, object] = {"port": 0, "engine": "onnxruntime", "precision": "fp32"}
 
 
 class LiveServer:
     """`residuum serve` with the given settings on a free port of 127.0.0.1; `log` grows as it speaks."""
 
     def __init__(self, **settings: object) -> None:
-        given = {f"RESIDUUM_{name.upper()}": str(value) for name, value in settings.items()}
+        usual = USUAL | {"engine_cache": os.environ["RESIDUUM_ENGINE_CACHE"]}
+        given = {f"RESIDUUM_{name.upper()}": str(value) for name, value in (usual | settings).items()}
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RESIDUUM_")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE],
             cwd=ROOT,
-            env={**inherited, "RESIDUUM_PORT": "0", "PYTHONWARNINGS": "error", **given},
+            env={**inherited, "PYTHONWARNINGS": "error", **given},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -23,7 +23,7 @@ from PIL import Image
 from models.manifest import Manifest, read_manifest
 from models.preprocess import preprocess
 from service.app import create_app, serve
-from service.engines.onnxruntime import OnnxRuntimeEngine
+from service.engines import EngineOptions, open_engine
 from service.settings import Settings, SettingsError
 from tests.live import ROOT, LiveServer, live_server
 
@@ -71,7 +71,7 @@ def expected(embedded: Path, manifest: Manifest) -> dict[int, NDArray[Any]]:
     """Seed of a photograph -> its logits [K], straight from the engine."""
     graph = manifest.graph("classify")
     assert graph is not None
-    engine = OnnxRuntimeEngine(embedded / graph.file, "cpu", threads=1)
+    engine = open_engine("onnxruntime", embedded / graph.file, "fp32", EngineOptions("cpu", threads=1))
     pixels = [preprocess(photograph(seed), manifest.preprocessing).pixels for seed in range(24)]
     return {seed: engine.run({"images": image[None]})["logits"][0] for seed, image in enumerate(pixels)}
 
@@ -180,6 +180,10 @@ def test_models(client: httpx.Client, manifest: Manifest) -> None:
     detail = client.get(f"/models/{manifest.name}").json()
     assert Manifest.model_validate(detail["manifest"]) == manifest
     assert set(detail["batch_ms"]["classify"]) == {"1", "2", "4"}
+    assert set(detail["graphs"]) == {"classify", "introspect"}
+    for graph in detail["graphs"].values():
+        [trial] = [trial for trial in graph["trials"] if trial["chosen"]]
+        assert (trial["engine"], trial["precision"]) == (graph["engine"], graph["precision"])
 
 
 def test_health(client: httpx.Client) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
@@ -263,3 +265,18 @@ def test_nobody_gets_anothers_row_under_random_cancels_and_errors(engine: Double
         assert sum(clients.map(client, range(1, 9))) > 300
     assert batcher.num_waiting == 0
     batcher.close()
+
+
+def test_what_was_answered_is_freed_at_once(batcher: Batcher) -> None:
+    """Not when the cycle collector gets to it: an introspection's maps are large."""
+    gc.disable()
+    try:
+        [future] = batcher.submit([row(1)])
+        assert value_of(future) == 2
+        answered = weakref.ref(future)
+        del future
+        [following] = batcher.submit([row(2)])  # until then the batcher's thread holds its last batch
+        assert value_of(following) == 4
+        assert answered() is None
+    finally:
+        gc.enable()

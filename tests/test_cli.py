@@ -6,21 +6,37 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import residuum as command_line
 from export.verify import synthetic_images
 from models.checkpoint import save_checkpoint
+from models.manifest import read_manifest
 from models.resnet import build
+from models.zoo import ZOO
+from service.repository import load_model
+from service.settings import load_settings
 from tests.conftest import ROOT, liven, metadata_for
 
 
 def residuum(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "residuum.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_engine() -> Iterator[None]:
+    """Else several are timed by every command that opens a model."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RESIDUUM_ENGINE", "onnxruntime")
+        environment.setenv("RESIDUUM_PRECISION", "fp32")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +119,7 @@ def test_models_lists_the_embedded_one_and_the_folder(artifact: Path) -> None:
 
 
 def test_a_checkpoint_becomes_an_artifact_that_classifies(photograph: Path, tmp_path: Path) -> None:
-    model = liven(build("resnet20", width=4))
+    model = liven(build("resnet20", depths=(1, 1), width=4))
     save_checkpoint(tmp_path / "checkpoint.safetensors", model, metadata_for(model))
     done = residuum("export", tmp_path / "checkpoint.safetensors", "-o", tmp_path / "small")
     assert done.returncode == 0, done.stderr
@@ -111,12 +127,97 @@ def test_a_checkpoint_becomes_an_artifact_that_classifies(photograph: Path, tmp_
     assert residuum("classify", photograph, "--artifacts", tmp_path, "--model", "small").returncode == 0
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images without labels."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, pixels in enumerate(synthetic_images(24, 40, seed=3)):
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    return folder
+
+
+def test_export_with_random_weights_in_other_precisions(
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """From a row of the zoo to a server's model, which says that its answers mean nothing."""
+    few = replace(
+        ZOO["resnet20"], name="resnet6", depths=(1, 1), aliases=(), num_parameters=None, num_macs=None
+    )
+    monkeypatch.setitem(ZOO, "resnet6", few)
+    monkeypatch.setattr("service.selection.TIMED_S", 0.0)
+    out = tmp_path / "small"
+    asked = ["--precision", "fp16", "--precision", "int8", "--calibration", str(photographs)]
+    code = command_line.main(
+        ["export", "resnet6", "--weights", "random", "--seed", "10", *asked, "-o", str(out)]
+    )
+    said = capsys.readouterr()
+    assert (code, said.err) == (0, "")
+    assert said.out.splitlines()[-1] == str(out)
+    for precision in ("fp16", "int8"):
+        assert f"classify: {precision} gives fp32's top class for " in said.out
+    assert "of 24 images without labels" in said.out
+    assert "images/s" in said.out
+    manifest = read_manifest(out)
+    assert manifest.name == "small"
+    assert (manifest.provenance.weights, manifest.provenance.seed) == ("random", 10)
+    assert manifest.provenance.source == "random weights, seed 10"
+    int8 = manifest.graph("classify", "int8")
+    assert int8 is not None
+    assert int8.quantization is not None
+    assert (int8.quantization.dataset, int8.quantization.num_images) == (photographs.name, 24)
+    for graph in manifest.graphs:
+        assert "onnxruntime" in {speed.engine for speed in graph.speeds}, graph.file
+        assert all(speed.batch == 8 and speed.images_per_s > 0 for speed in graph.speeds)
+    assert {path.name for path in out.iterdir()} == {"manifest.json", *manifest.files()}
+    load_model(out, load_settings(max_batch_size=1)).close()
+    assert "small has random weights: labels mean nothing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("absent.safetensors",), "absent.safetensors: no such checkpoint"),
+        (("resnet2O", "--weights", "random"), "unknown architecture"),
+        (("resnet20", "--weights", "random", "--precision", "int8"), "--precision int8 needs --calibration"),
+        (("resnet20", "--weights", "random", "--calibration", "./empty"), "there are no images in it"),
+        (("resnet20", "--weights", "random", "--calibration", "./absent"), "there is no such folder"),
+        (
+            ("resnet20", "--weights", "random", "--calibration", "./empty", "--num-calibration", "0"),
+            "at least one",
+        ),
+        (("resnet20", "--weights", "random", "--prune", "0.3"), "--prune fine-tunes and is measured on"),
+        (("resnet20", "--weights", "random", "--qat-epochs", "1"), "--qat-epochs fine-tunes for int8"),
+    ],
+)
+def test_mistakes_about_an_export(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["export", *arguments, "-o", "out"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("residuum: ")
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_bench_ends_with_json(artifact: Path) -> None:
-    done = residuum("bench", "--model", artifact, "--seconds", "0.05")
+    done = residuum("bench", "--quick", "--seconds", "0.02", "--batch", "2", "--model", artifact)
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout.splitlines()[-1])
-    assert 40e6 < document["macs"] < 42e6  # He et al. 2016: ResNet-20 has 41 M
-    assert {row["graph"] for row in document["rows"]} == {"classify", "introspect"}
+    (model,) = json.loads(done.stdout.splitlines()[-1])["models"]
+    assert 40e6 < model["macs"] < 42e6  # He et al. 2016: ResNet-20 has 41 M
+    assert {row["graph"] for row in model["rows"]} == {"classify", "introspect", "float input"}
+    assert all(row["right"] and row["images_per_s"] > 0 for row in model["rows"])
 
 
 @pytest.mark.parametrize(
@@ -134,7 +235,7 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("train", "nothing", "--data", "x"), "unknown recipe"),
         (("train", "cifar10-resnet20"), "--data is needed"),
         (("train", "cifar10-resnet20", "--data", "x", "--set", "epochs"), "expected FIELD=VALUE"),
-        (("export", "absent.safetensors", "-o", "x"), "cannot read absent.safetensors"),
+        (("export", "absent.safetensors", "-o", "x"), "absent.safetensors: no such checkpoint"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -1,67 +1,239 @@
-"""The ONNX Runtime engine runs a graph, chooses a device, and says clearly what it cannot do."""
+"""Engines run a graph, choose a device, and say clearly what they cannot do."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from models.manifest import read_manifest
-from service.engines import EngineError, EngineUnavailable
-from service.engines.onnxruntime import OnnxRuntimeEngine, _num_gpus, auto_threads, num_cores
+from models.manifest import Precision, read_manifest
+from service.engines import (
+    EngineError,
+    EngineName,
+    EngineOptions,
+    EngineUnavailable,
+    installed_version,
+    modes,
+    open_engine,
+    tensorrt,
+)
+from service.engines.bindings import BoundSession
+from service.engines.machine import auto_threads, cpu_features, cpu_name, num_cores, num_gpus, pin_memory
+from service.engines.onnxruntime import CPU, OnnxRuntimeEngine, cuda_options, open_session
+
+ROOT = Path(__file__).resolve().parent.parent
+ON_CPU = EngineOptions(device="cpu")
 
 
-def test_runs_both_graphs_at_several_batch_sizes(artifact: Path) -> None:
-    manifest = read_manifest(artifact)
+@pytest.fixture(scope="module")
+def classify(artifact: Path) -> Path:
+    return artifact / read_manifest(artifact).graphs[0].file
+
+
+@pytest.fixture(scope="module")
+def inputs(artifact: Path) -> dict[str, np.ndarray]:
+    """Five rows for the introspect graph."""
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    gates = np.ones((5, len(manifest.blocks)), np.float32)
+    return {"images": images, "gates": np.ones((5, len(read_manifest(artifact).blocks)), np.float32)}
+
+
+def test_runs_both_graphs_at_several_batch_sizes(artifact: Path, inputs: dict[str, np.ndarray]) -> None:
+    manifest = read_manifest(artifact)
     logits = {}
-    for kind, inputs in (
-        ("classify", {"images": images}),
-        ("introspect", {"images": images, "gates": gates}),
-    ):
-        graph = manifest.graph(kind)  # type: ignore[arg-type]
-        assert graph is not None
-        engine = OnnxRuntimeEngine(artifact / graph.file, "cpu")
-        together = engine.run(inputs)
+    for graph in manifest.graphs:
+        engine = open_engine("onnxruntime", artifact / graph.file, graph.precision, ON_CPU)
+        rows = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
+        together = engine.run(rows)
         assert list(together) == [output.name for output in graph.outputs]
-        alone = engine.run({name: array[2:3] for name, array in inputs.items()})
+        alone = engine.run({name: array[2:3] for name, array in rows.items()})
         np.testing.assert_allclose(alone["logits"][0], together["logits"][2], atol=1e-4)
         logits[graph.kind] = together["logits"]
+        engine.close()
     np.testing.assert_allclose(logits["classify"], logits["introspect"], atol=1e-4)
 
 
-def test_info(artifact: Path) -> None:
-    graph = read_manifest(artifact).graphs[0]
-    info = OnnxRuntimeEngine(artifact / graph.file, "cpu", threads=1).info
-    assert (info.name, info.device, info.threads) == ("onnxruntime", "cpu", 1)
-    assert OnnxRuntimeEngine(artifact / graph.file, "cpu").info.threads == auto_threads() <= num_cores()
+def test_info(classify: Path) -> None:
+    info = OnnxRuntimeEngine(classify, "fp32", EngineOptions(device="cpu", threads=1)).info
+    assert (info.name, info.device, info.threads, info.mode) == ("onnxruntime", "cpu", 1, "cpu")
+    assert OnnxRuntimeEngine(classify, "fp32", ON_CPU).info.threads == auto_threads() <= num_cores()
+    assert info.version == installed_version("onnxruntime")
 
 
-@pytest.mark.skipif(_num_gpus() > 0, reason="this machine has a GPU")
-def test_without_a_gpu_auto_is_the_cpu_and_silent(artifact: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    graph = read_manifest(artifact).graphs[0]
-    assert OnnxRuntimeEngine(artifact / graph.file, "auto").info.device == "cpu"
+@pytest.mark.skipif(num_gpus() > 0, reason="this machine has a GPU")
+def test_without_a_gpu_auto_is_the_cpu_and_silent(classify: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert OnnxRuntimeEngine(classify).info.device == "cpu"
     assert capfd.readouterr() == ("", "")
-    with pytest.raises(EngineUnavailable, match="device cuda: ONNX Runtime cannot use it: "):
-        OnnxRuntimeEngine(artifact / graph.file, "cuda")
+    for options in (EngineOptions(device="cuda"), EngineOptions(mode="cuda"), EngineOptions(mode="tensorrt")):
+        with pytest.raises(EngineUnavailable, match="device cuda: ONNX Runtime cannot use it: "):
+            OnnxRuntimeEngine(classify, "fp32", options)
 
 
-@pytest.mark.skipif(_num_gpus() == 0, reason="this machine has no GPU")
-def test_on_a_gpu_the_logits_are_those_of_the_cpu(artifact: Path) -> None:
+@pytest.mark.skipif(num_gpus() == 0, reason="this machine has no GPU")
+def test_on_a_gpu_the_logits_are_those_of_the_cpu(artifact: Path, inputs: dict[str, np.ndarray]) -> None:
+    """At every bucket, twice: the first run records a CUDA graph, the second replays it."""
     graph = read_manifest(artifact).graphs[0]
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    on_cpu, on_gpu = (
-        OnnxRuntimeEngine(artifact / graph.file, device).run({"images": images}) for device in ("cpu", "cuda")
+    rows = {"images": inputs["images"]}
+    expected = OnnxRuntimeEngine(artifact / graph.file, "fp32", ON_CPU).run(rows)["logits"]
+    engine = OnnxRuntimeEngine(
+        artifact / graph.file, "fp32", EngineOptions(device="cuda", batch_sizes=(1, 2, 8))
     )
-    np.testing.assert_allclose(on_gpu["logits"], on_cpu["logits"], atol=graph.golden_tolerance)
+    for size in (1, 2, 5, 5, 2, 1):
+        logits = engine.run({"images": rows["images"][:size]})["logits"]
+        np.testing.assert_allclose(logits, expected[:size], atol=graph.golden_tolerance)
+    engine.close()
 
 
-def test_errors_are_ours(artifact: Path, tmp_path: Path) -> None:
+def test_fixed_buffers_give_the_same_rows(artifact: Path, inputs: dict[str, np.ndarray]) -> None:
+    """What runs on CUDA, on the CPU: padded to a bucket, split where it is larger, and never overwritten."""
+    graph = read_manifest(artifact).graph("introspect")
+    assert graph is not None
+    session = open_session(artifact / graph.file, [(CPU, {})], 1)
+    bound = BoundSession(session, "cpu", (1, 2))
+    names = [output.name for output in session.get_outputs()]
+    for size in (1, 2, 3, 5):
+        rows = {name: array[:size] for name, array in inputs.items()}
+        first = bound.run(rows)
+        bound.run({"images": 255 - rows["images"], "gates": rows["gates"]})
+        assert list(first) == names
+        for name, expected in zip(names, session.run(names, rows), strict=True):
+            np.testing.assert_allclose(first[name], expected, atol=1e-4)
+    for wrong in (
+        {"images": inputs["images"]},
+        {**inputs, "gates": inputs["gates"].astype(np.float64)},
+        {**inputs, "images": inputs["images"][:, :16]},
+    ):
+        with pytest.raises(EngineError, match="ONNX Runtime: "):
+            bound.run(wrong)
+    bound.close()
+
+
+def test_errors_are_ours(classify: Path, tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"this is no graph")
     with pytest.raises(EngineError, match=r"cannot open no\.onnx"):
-        OnnxRuntimeEngine(tmp_path / "no.onnx", "cpu")
-    engine = OnnxRuntimeEngine(artifact / read_manifest(artifact).graphs[0].file, "cpu")
+        OnnxRuntimeEngine(tmp_path / "no.onnx", "fp32", ON_CPU)
+    engine = OnnxRuntimeEngine(classify, "fp32", ON_CPU)
     with pytest.raises(EngineError, match="ONNX Runtime: "):
         engine.run({"images": np.zeros((1, 32, 32, 3), np.float32)})
+    with pytest.raises(EngineError, match="no mode 'cuda' on device cpu"):
+        OnnxRuntimeEngine(classify, "fp32", EngineOptions(device="cpu", mode="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "message"),
+    [
+        ("int8", EngineOptions(device="cuda"), "int8: .* use int8-trt with TensorRT, or fp16"),
+        ("int8", EngineOptions(mode="cuda"), "use int8-trt"),
+        ("int8", EngineOptions(mode="tensorrt"), "symmetric"),
+        ("int8-trt", EngineOptions(mode="cuda"), "use TensorRT, or fp16"),
+        ("int8-trt", ON_CPU, "use int8 on the CPU"),
+        ("bf16", ON_CPU, "lacks bfloat16 kernels"),
+        ("bf16", EngineOptions(device="cuda"), "lacks bfloat16 kernels"),
+    ],
+)
+def test_what_has_no_kernels_is_refused_with_what_to_use(
+    classify: Path, precision: Precision, options: EngineOptions, message: str
+) -> None:
+    with pytest.raises(EngineUnavailable, match=message):
+        OnnxRuntimeEngine(classify, precision, options)
+
+
+def test_int8_left_to_us_runs_on_the_cpu(classify: Path) -> None:
+    assert OnnxRuntimeEngine(classify, "int8").info.device == "cpu"
+
+
+def test_modes_worth_trying() -> None:
+    options = EngineOptions(device="cpu", threads=2, batch_sizes=(1, 8))
+    assert modes("onnxruntime", "fp32", options) == modes("onnxruntime", "int8", options) == ("cpu",)
+    assert modes("onnxruntime", "fp16", options) == modes("onnxruntime", "int8-trt", options) == ()
+    assert modes("torch", "fp32", options) == ("eager",)
+    assert modes("torch", "int8", options) == ()
+    if not num_gpus():
+        on_gpu = EngineOptions(device="cuda")
+        assert modes("onnxruntime", "fp16", on_gpu) == modes("torch", "fp16", on_gpu) == ()
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_an_engine_that_is_not_installed_says_how_to(
+    classify: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName
+) -> None:
+    module = {"openvino": "service.engines.openvino", "torch": "service.engines.pytorch"}[name]
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineUnavailable, match=rf"pip install 'residuum\[{name}\]'"):
+        open_engine(name, classify, "fp32")
+
+
+def test_engines_are_imported_only_when_asked_for() -> None:
+    code = (
+        "import sys; from service.engines import EngineOptions, modes;"
+        "modes('torch', 'fp32', EngineOptions('cpu'));"
+        "print(sorted({'onnxruntime', 'openvino', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_cuda_options() -> None:
+    assert cuda_options("fp32", record=True) == {
+        "device_id": "0",
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "prefer_nhwc": "0",
+        "enable_cuda_graph": "1",
+    }
+    half = cuda_options("fp16", record=False)
+    assert (half["prefer_nhwc"], half["enable_cuda_graph"]) == ("1", "0")
+
+
+SHAPES = {"images": (224, 224, 3), "gates": (16,)}
+
+
+def test_tensorrt_options(classify: Path, tmp_path: Path) -> None:
+    options = EngineOptions(batch_sizes=(1, 2, 4, 8), cache=tmp_path / "cache")
+    told = tensorrt.provider_options(classify, "int8-trt", SHAPES, options, record=True)
+    assert told["trt_profile_min_shapes"] == "images:1x224x224x3,gates:1x16"
+    assert told["trt_profile_opt_shapes"] == told["trt_profile_max_shapes"] == "images:8x224x224x3,gates:8x16"
+    assert (told["trt_fp16_enable"], told["trt_int8_enable"], told["trt_cuda_graph_enable"]) == (
+        "1",
+        "1",
+        "1",
+    )
+    assert Path(told["trt_engine_cache_path"]).is_dir()
+    assert Path(told["trt_engine_cache_path"]).parent == Path(told["trt_timing_cache_path"])
+    assert all(isinstance(value, str) for value in told.values())
+    fp32 = tensorrt.provider_options(classify, "fp32", SHAPES, EngineOptions(), record=False)
+    assert (fp32["trt_fp16_enable"], fp32["trt_int8_enable"]) == ("0", "0")
+    assert "trt_engine_cache_path" not in fp32
+
+
+def test_a_plan_is_for_one_graph_precision_and_batch_range(
+    artifact: Path, classify: Path, tmp_path: Path
+) -> None:
+    introspect = read_manifest(artifact).graph("introspect")
+    assert introspect is not None
+    cases: list[tuple[Path, Precision, tuple[int, ...]]] = [
+        (classify, "fp16", (1, 8)),
+        (classify, "fp16", (1, 16)),
+        (classify, "fp32", (1, 8)),
+        (artifact / introspect.file, "fp16", (1, 8)),
+    ]
+    places = [
+        tensorrt.provider_options(
+            graph, precision, SHAPES, EngineOptions(batch_sizes=sizes, cache=tmp_path), record=True
+        )
+        for graph, precision, sizes in cases
+    ]
+    assert len({told["trt_engine_cache_path"] for told in places}) == len(cases)
+    assert len({told["trt_timing_cache_path"] for told in places}) == 1
+
+
+def test_the_machine_is_described() -> None:
+    assert cpu_name()
+    assert num_cores() >= 1
+    if sys.platform == "linux":
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        assert ("avx2" in cpu_features()) == (" avx2 " in flags)
+    if not num_gpus():
+        assert not pin_memory(np.zeros(8, np.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,27 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.pipeline import ExportError, ValidationImages, export_artifact
+from export.images import CalibrationImages, ValidationImages
+from export.pipeline import ExportError, export_artifact
+from export.precisions import ENGINES, KINDS, PrecisionError, PrecisionRequest, Precisions
+from export.random_weights import random_model
 from export.verify import GateError, open_session, source_input, synthetic_images
-from models.manifest import MAPS, SCALARS, Manifest, ManifestError, map_slices, read_manifest
+from models.checkpoint import CheckpointMetadata
+from models.manifest import (
+    MAPS,
+    SCALARS,
+    Graph,
+    Manifest,
+    ManifestError,
+    Precision,
+    map_slices,
+    read_manifest,
+)
 from models.resnet import ResNet, build
+from models.zoo import ZOO
+from service.engines import EngineName
+from service.repository import LoadError, load_model
+from service.settings import Settings
 from tests.conftest import liven, metadata_for
 
 IMAGES = synthetic_images(3, 32, seed=4)
@@ -118,7 +136,7 @@ def test_the_manifest_says_what_was_measured(artifact: Path, manifest: Manifest)
 
 
 def test_accuracy_is_measured_through_the_graph(tmp_path: Path) -> None:
-    model = liven(build("resnet20", seed=2, width=4))
+    model = liven(build("resnet20", depths=(1, 1, 1), seed=2, width=4))
     images = synthetic_images(20, 32, seed=8)
     preprocessing = metadata_for(model).preprocessing
     with torch.inference_mode():
@@ -151,6 +169,181 @@ def test_a_failed_gate_names_the_figure_and_leaves_nothing(
     with pytest.raises(GateError, match=r"classify: logits differ .* by .* at batch 1"):
         export_artifact(model, metadata_for(model), "m", tmp_path / "m", source="", weights_sha256="")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- other precisions --------------------------------------------------------------------------------
+
+CALIBRATION = CalibrationImages("made up", synthetic_images(32, 32, seed=11))
+OTHERS: tuple[Precision, ...] = ("bf16", "fp16", "int8", "int8-trt")
+
+
+def few_blocks(
+    depths: tuple[int, ...], width: int, seed: int
+) -> tuple[ResNet, CheckpointMetadata, ValidationImages]:
+    """A small random network, and images with its own answers for labels: it is right about all of them."""
+    row = replace(
+        ZOO["resnet20"],
+        name="small",
+        depths=depths,
+        width=width,
+        aliases=(),
+        num_parameters=None,
+        num_macs=None,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ZOO, "small", row)
+        model, metadata = random_model("small", seed)
+    images = synthetic_images(64, 32, seed=12)
+    with torch.inference_mode():
+        labels = model(source_input(images, metadata.preprocessing).float()).argmax(1)
+    return model, metadata, ValidationImages("its own answers", images, labels.numpy())
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network in every precision."""
+    model, metadata, validation = few_blocks((1, 1), width=16, seed=10)
+    out = tmp_path_factory.mktemp("several") / "small"
+    export_artifact(
+        model,
+        metadata,
+        "small",
+        out,
+        source="random weights",
+        weights_sha256="0" * 64,
+        validation=validation,
+        precisions=Precisions((*OTHERS, "fp32", "int8"), CALIBRATION),
+    )
+    return out
+
+
+def test_every_precision_has_its_graphs(several: Path) -> None:
+    manifest = read_manifest(several)
+    made = [(graph.kind, graph.precision) for graph in manifest.graphs]
+    assert made == [(kind, name) for name in ("fp32", *OTHERS) for kind in KINDS[name]]
+    assert len(made) == 8
+    for graph in manifest.graphs:
+        assert graph.file == f"{graph.kind}.{graph.precision}.onnx"
+        assert graph.engines == ENGINES[graph.precision]
+        assert graph.num_bytes == (several / graph.file).stat().st_size
+        assert [tensor.dtype for tensor in graph.outputs] == ["float32"] * len(graph.outputs)
+        assert graph.inputs[0].dtype == "uint8"
+    opsets = {graph.precision: graph.opset for graph in manifest.graphs}
+    assert opsets == {"fp32": 20, "fp16": 20, "int8": 20, "int8-trt": 20, "bf16": 22}
+    assert {path.name for path in several.iterdir()} == {"manifest.json", *manifest.files()}
+
+
+def test_every_precision_says_what_it_costs(several: Path) -> None:
+    graphs = {(graph.kind, graph.precision): graph for graph in read_manifest(several).graphs}
+    for (kind, precision), graph in graphs.items():
+        fp32 = graphs[kind, "fp32"]
+        assert graph.accuracy is not None
+        assert (graph.accuracy.num_images, graph.accuracy.dataset) == (64, "its own answers")
+        logit_range = max(1.0, graph.parity.logit_range)
+        if precision == "fp32":
+            assert (graph.verdict, graph.accuracy.agreement, graph.accuracy.top1) == (None, None, 1)
+            assert graph.golden_tolerance == pytest.approx(1e-2 * logit_range)
+            continue
+        assert graph.verdict is not None
+        assert graph.verdict.startswith(f"{precision} loses ")
+        assert graph.accuracy.agreement is not None
+        assert graph.accuracy.agreement >= graph.accuracy.top1 > 0.9  # less by ties
+        assert graph.num_bytes < (0.55 if kind == "classify" else 0.75) * fp32.num_bytes
+        if graph.quantization is None:
+            assert fp32.parity.max_abs_delta_logit < graph.parity.max_abs_delta_logit < 5e-2 * logit_range
+            assert graph.golden_logits == fp32.golden_logits
+        else:
+            assert graph.golden_logits != fp32.golden_logits
+            assert np.allclose(graph.golden_logits, fp32.golden_logits, atol=0.2 * logit_range)
+        assert 0 < graph.golden_tolerance < 0.2 * logit_range
+
+
+def test_int8_says_how_it_was_made(several: Path) -> None:
+    for graph in read_manifest(several).graphs:
+        bits = {"int8": 7, "int8-trt": 8}.get(graph.precision)
+        if bits is None:
+            assert graph.quantization is None
+            continue
+        assert graph.quantization is not None
+        assert (graph.quantization.dataset, graph.quantization.num_images) == ("made up", 32)
+        assert (graph.quantization.weight_bits, graph.quantization.qat_epochs) == (bits, 0)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "fp16"),
+        ("onnxruntime", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("openvino", "fp16"),
+        ("openvino", "int8"),
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+        ("torch", "fp16"),
+    ],
+)
+def test_what_is_exported_is_served(several: Path, engine: EngineName, precision: Precision) -> None:
+    """Through the golden check, on this machine."""
+    pytest.importorskip(engine)
+    settings = Settings(engine=engine, precision=precision, device="cpu", threads=1, max_batch_size=2)
+    model = load_model(several, settings)
+    try:
+        assert (model.precision, model.engine.name) == (precision, engine)
+        assert model.introspect is not None
+        assert "int8" not in model.graphs["introspect"].precision
+    finally:
+        model.close()
+
+
+def test_int8_for_a_gpu_is_not_for_a_cpu(several: Path) -> None:
+    with pytest.raises(LoadError, match="int8-trt"):
+        load_model(several, Settings(precision="int8-trt", device="cpu", threads=1, max_batch_size=1))
+
+
+def test_a_precision_that_loses_too_much_is_not_exported(tmp_path: Path) -> None:
+    """int8 with ranges of grey images: everything brighter and darker is cut."""
+    model, metadata, validation = few_blocks((1,), width=8, seed=9)
+    grey = CalibrationImages("grey", np.full((8, 32, 32, 3), 120, np.uint8))
+
+    def export(allow_loss: bool) -> Graph:
+        manifest = export_artifact(
+            model,
+            metadata,
+            "m",
+            tmp_path / "m",
+            source="",
+            weights_sha256="",
+            validation=validation,
+            precisions=Precisions(("int8",), grey, allow_loss=allow_loss),
+        )
+        graph = manifest.graph("classify", "int8")
+        assert graph is not None
+        return graph
+
+    with pytest.raises(GateError, match=r"^int8 loses \d\d\.\d\d point of top-1 .* --allow-loss exports it"):
+        export(allow_loss=False)
+    assert list(tmp_path.iterdir()) == []
+    lossy = export(allow_loss=True)
+    assert lossy.verdict is not None
+    assert lossy.verdict.endswith("but --allow-loss let it pass.")
+    assert lossy.accuracy is not None
+    assert lossy.accuracy.top1 < 0.8
+    assert read_manifest(tmp_path / "m").graphs[-1] == lossy
+
+
+def test_precisions_that_cannot_be() -> None:
+    with pytest.raises(PrecisionError, match=r"^--precision int4: there is no such; choose from fp32, "):
+        PrecisionRequest(("fp16", "int4"))  # type: ignore[arg-type]
+    for name in ("int8", "int8-trt"):
+        with pytest.raises(PrecisionError, match=f"^--precision {name} needs --calibration: "):
+            PrecisionRequest(("fp16", name))
+    assert PrecisionRequest(("int8",), "photographs").num_calibration == 512
+    assert Precisions(("fp16", "fp32", "fp16")).all == ("fp32", "fp16")
+
+
+# --- what is at its place already ----------------------------------------------------------------------
 
 
 def test_a_folder_of_other_things_is_not_overwritten(tmp_path: Path) -> None:

@@ -92,7 +92,9 @@ def run(name: str, out: Path) -> Case:
     row, depths, variant = NETWORKS[name]
     network = liven(build(row, seed=2, depths=depths))
     export_artifact(network, metadata_for(network), name, out, source="random", weights_sha256="0" * 64)
-    with closing(load_model(out, Settings(device="cpu", threads=1, max_batch_size=1))) as model:
+    with closing(
+        load_model(out, Settings(engine="onnxruntime", device="cpu", threads=1, max_batch_size=1))
+    ) as model:
         gates = f"{model.manifest.blocks[1].name}:0.5"
         image = preprocess(PHOTOGRAPH, model.manifest.preprocessing, keep_original=True)
         options = resolve(IntrospectQuery(gates=gates), model.manifest)

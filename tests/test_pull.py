@@ -174,6 +174,7 @@ def pull(
         monkeypatch.setenv(f"RESIDUUM_{name}", f"{sources.server.url}/mirror, {sources.server.url}")
     monkeypatch.setenv("RESIDUUM_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("RESIDUUM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("service.selection.TIMED_S", 0.0)
     sources.server.seen.clear()
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -186,7 +187,9 @@ def pull(
 
 def logits_of(artifact: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8], Preprocessing]:
     """What the service's own engine says of the photograph, and what it was shown."""
-    model = load_model(artifact, load_settings(max_batch_size=1, threads=1))
+    model = load_model(
+        artifact, load_settings(engine="onnxruntime", precision="fp32", max_batch_size=1, threads=1)
+    )
     try:
         spec = model.manifest.preprocessing
         pixels = preprocess(PHOTO, spec).pixels
@@ -417,6 +420,27 @@ def test_a_file_with_all_that_can_be_told(pull: Callable[..., tuple[int, str, st
     assert "made with other options" in pull(path, *options, "--interpolation", "lanczos")[2]
     network = liven(build("resnet20", depths=(1, 1, 1), shortcut="pad-after", seed=1))
     assert_same_logits(tmp_path / "artifacts" / "mine", network)
+
+
+def test_precisions_are_asked_for_like_other_options(
+    pull: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    path = cifar_file(tmp_path)
+    code, out, err = pull(path, "--precision", "fp16")
+    assert code == 0, err
+    assert "fp16" in out
+    artifact = tmp_path / "artifacts" / "weights"
+    manifest = read_manifest(artifact)
+    made = [(graph.kind, graph.precision) for graph in manifest.graphs]
+    assert made == [(kind, name) for name in ("fp32", "fp16") for kind in ("classify", "introspect")]
+    assert manifest.provenance.options == {"precisions": ["fp16"]}
+    assert "report.md" in manifest.reports
+    assert "is there already" in pull(path, "--precision", "fp16", "--precision", "fp32")[2]
+    for others in ((), ("--precision", "bf16"), ("--precision", "fp16", "--precision", "bf16")):
+        code, _, err = pull(path, *others)
+        assert code == 2, others
+        assert "made with other options: choose another --name" in err, others
+    assert read_manifest(artifact) == manifest
 
 
 def test_mistakes_about_a_file(pull: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,15 @@ from service.settings import Settings
 
 
 @pytest.fixture
-def settings() -> Settings:
-    return Settings(device="cpu", threads=1, max_batch_size=2)
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        engine="onnxruntime",
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        max_batch_size=2,
+        engine_cache=tmp_path / "cache",
+    )
 
 
 @pytest.fixture
@@ -50,6 +58,36 @@ def test_loads_warms_and_answers(artifact: Path, settings: Settings) -> None:
     for future in (introspected, classified):
         np.testing.assert_allclose(future.result(60).outputs["logits"], graph.golden_logits, atol=1e-3)
     model.close()
+
+
+def test_what_runs_each_graph_is_told(artifact: Path, settings: Settings) -> None:
+    model = load_model(artifact, settings)
+    assert list(model.graphs) == ["classify", "introspect"]
+    for graph in model.graphs.values():
+        assert (graph.precision, graph.engine.name, graph.engine.mode) == ("fp32", "onnxruntime", "cpu")
+        [trial] = graph.trials
+        assert (trial.chosen, trial.engine, graph.remembered) == (True, "onnxruntime", False)
+    assert (model.precision, model.engine) == ("fp32", model.graphs["classify"].engine)
+    model.close()
+
+
+def test_random_weights_are_warned_of(
+    copy: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_model(copy, settings).close()
+    assert "random weights" not in caplog.text
+    change_manifest(copy, lambda manifest: manifest["provenance"].update(weights="random"))
+    load_model(copy, settings).close()
+    assert "resnet20 has random weights: labels mean nothing" in caplog.text
+
+
+def test_an_engine_that_is_not_installed_is_refused(
+    copy: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "service.engines.openvino", None)
+    change_manifest(copy, lambda manifest: [g.update(engines=["openvino"]) for g in manifest["graphs"]])
+    with pytest.raises(LoadError, match="engine openvino is not installed"):
+        load_model(copy, settings.model_copy(update={"engine": "openvino"}))
 
 
 def test_loading_can_be_stopped(artifact: Path, settings: Settings) -> None:

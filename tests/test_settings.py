@@ -57,8 +57,8 @@ def test_frozen() -> None:
     [
         ({"port": "http"}, r"--port http: input should be a valid integer"),
         ({"port": 65536}, r"--port 65536: .*less than or equal to 65535"),
-        ({"engine": "openvino"}, r"--engine openvino: not available; choose 'auto' or 'onnxruntime'"),
-        ({"precision": "int8"}, r"--precision int8: not available; choose 'auto' or 'fp32'"),
+        ({"engine": "tensorflow"}, r"--engine tensorflow: not available; choose 'auto', 'onnxruntime', "),
+        ({"precision": "int4"}, r"--precision int4: not available; choose 'auto', 'fp32', 'bf16', "),
         ({"max_batch_size": 0}, r"--max-batch-size 0: "),
         ({"max_images": 129}, r"--max-images 129 is more than --queue-capacity 128"),
         ({"colour": "red"}, r"--colour: there is no such setting"),
@@ -80,12 +80,13 @@ def test_flag_names() -> None:
 
 
 def test_nothing_else_reads_the_environment() -> None:
-    """Telling ONNX Runtime to be silent writes to it, before the import."""
+    """Telling ONNX Runtime to be silent, and torch where to keep what it compiled, writes to it."""
     readers = [
         path.name
         for path in (ROOT / "service").rglob("*.py")
         if re.search(
-            r"os\.environ(?!\.setdefault\(.ORT_DISABLE_TELEMETRY)|getenv", path.read_text(encoding="utf-8")
+            r"os\.environ(?!\.setdefault\(.(ORT_DISABLE_TELEMETRY|TORCHINDUCTOR_CACHE_DIR))|getenv",
+            path.read_text(encoding="utf-8"),
         )
     ]
     assert readers == []

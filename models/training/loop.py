@@ -20,6 +20,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.resnet import ResNet
+from models.statistics import estimate_statistics
 from models.training.augment import augment, normalise
 from models.training.data import ImageSet
 from models.training.plots import plot_curves
@@ -49,6 +51,7 @@ def train(
     valid_set: ImageSet,
     out: Path,
     *,
+    network: ResNet | None = None,
     resume: bool = True,
     accelerator: str = "auto",
     save_every: int | None = None,
@@ -59,6 +62,7 @@ def train(
     Args:
         train_set: images of `recipe.store_size`; valid_set: of `recipe.test_crop`.
         out: folder for logs, curves, the state to resume from and the checkpoint.
+        network: train a copy of this one, instead of what the recipe would build.
         resume: go on from the state in `out`, where there is one.
         save_every: steps between saved states; None: once an epoch.
         on_step: called with the number of finished steps.
@@ -74,7 +78,7 @@ def train(
     if steps_per_epoch == 0:
         raise TrainingError(f"{len(train_set)} images do not fill one batch of {recipe.batch_size}")
     num_steps = steps_per_epoch * recipe.epochs
-    state = make_state(recipe, fabric)
+    state = make_state(recipe, fabric, network)
     state["data"] = [len(train_set), len(valid_set), fabric.world_size]
     if resume and (out / STATE_FILE).is_file():
         restore_state(fabric, state, out)
@@ -159,7 +163,6 @@ def _seed(seed: int, number: int, stream: int) -> int:
     return (seed * 1_000_003 + number) * 1_009 + stream + 1
 
 
-@torch.no_grad()
 def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None:
     """Replace the BatchNorm statistics by their mean over training images as they are served.
 
@@ -170,17 +173,7 @@ def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None
     # Every batch counts the same in the mean: a smaller last one would count too much.
     chosen = chosen[: len(chosen) // 256 * 256 or None]
     batches = chosen.to(images_NHW3.device).split(256)
-    momenta = {norm: norm.momentum for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)}
-    network.eval()  # without dropout, as served; torch's update_bn would leave it on
-    for norm in momenta:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-        norm.train()
-    for batch in batches:
-        network(as_served(images_NHW3[batch], recipe))
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
-    network.eval()
+    estimate_statistics(network, (as_served(images_NHW3[batch], recipe) for batch in batches))
 
 
 def as_served(images_NHW3: Tensor, recipe: Recipe) -> Tensor:

@@ -82,21 +82,12 @@ def _precision(recipe: Recipe, device: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
-    """Network, optimizer, moving average and counters: all that a run carries from step to step."""
-    changes: dict[str, object] = {"num_classes": recipe.num_classes}
-    for name in ("width", "dropout", "stochastic_depth"):
-        if (value := getattr(recipe, name)) is not None:
-            changes[name] = value
-    model = build(
-        recipe.architecture,
-        seed=recipe.seed,
-        zero_init_branch=recipe.zero_init_branch,
-        initialisation=recipe.initialisation,
-        **changes,
-    )
-    if recipe.initial_weights is not None:
-        _load_initial(model, Path(recipe.initial_weights))
+def make_state(recipe: Recipe, fabric: Fabric, network: ResNet | None = None) -> dict[str, Any]:
+    """Network, optimizer, moving average and counters: all that a run carries from step to step.
+
+    The network is a copy of `network`, or else what the recipe says.
+    """
+    model = _build(recipe) if network is None else copy.deepcopy(network)
     model.checkpoint_blocks = recipe.checkpoint_blocks
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
@@ -116,6 +107,23 @@ def make_state(recipe: Recipe, fabric: Fabric) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "commit": _commit(),
     }
+
+
+def _build(recipe: Recipe) -> ResNet:
+    changes: dict[str, object] = {"num_classes": recipe.num_classes}
+    for name in ("width", "dropout", "stochastic_depth"):
+        if (value := getattr(recipe, name)) is not None:
+            changes[name] = value
+    model = build(
+        recipe.architecture,
+        seed=recipe.seed,
+        zero_init_branch=recipe.zero_init_branch,
+        initialisation=recipe.initialisation,
+        **changes,
+    )
+    if recipe.initial_weights is not None:
+        _load_initial(model, Path(recipe.initial_weights))
+    return model
 
 
 def _load_initial(model: ResNet, path: Path) -> None:

@@ -2,15 +2,27 @@
 
 EngineError             the engine failed, or cannot be had
 └── EngineUnavailable   it cannot be had on this machine; the message says why and what to do
+
+Every engine is one file beside this one, imported when it is asked for and not before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from numpy.typing import NDArray
+
+from models.manifest import Precision
+from service.engines.machine import num_gpus
+
+EngineName = Literal["onnxruntime", "openvino", "torch"]
+ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class EngineError(Exception):
@@ -18,17 +30,33 @@ class EngineError(Exception):
 
 
 class EngineUnavailable(EngineError):
-    """This engine, or the device asked for, cannot be had on this machine."""
+    """This engine, or the device or precision asked for, cannot be had on this machine."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine shall run a graph.
+
+    `mode` is a variant of the engine, None its usual one:
+    onnxruntime "cpu", "cuda", "tensorrt"; openvino "latency", "throughput"; torch "eager", "compile".
+    """
+
+    device: Device = "auto"
+    mode: str | None = None
+    threads: int = 0  # CPU threads for one graph; 0: by the cores
+    batch_sizes: tuple[int, ...] = (1,)  # the sizes that will be run
+    cache: Path | None = None  # a directory where compiled plans may be kept; None: nowhere
 
 
 @dataclass(frozen=True)
 class EngineInfo:
     """What runs a graph, in words for logs and `GET /models`."""
 
-    name: str  # "onnxruntime"
+    name: EngineName
     version: str
     device: Literal["cpu", "cuda"]
     threads: int  # that run one graph; 0 where the device is no CPU
+    mode: str
 
 
 class Engine(Protocol):
@@ -40,7 +68,81 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All inputs by name, each with a batch axis in front, to all outputs by name.
 
+        The outputs are the caller's: no later run changes them.
+
         Raises:
             EngineError: the run failed.
         """
         ...
+
+    def close(self) -> None:
+        """Give back memory and threads; `run` must not be called after it."""
+        ...
+
+
+class _Where(NamedTuple):
+    """Where an engine is implemented, and what has to be installed for it."""
+
+    module: str
+    factory: str
+    distributions: tuple[str, ...]
+    install: str
+
+
+_WHERE: dict[EngineName, _Where] = {
+    "onnxruntime": _Where(
+        "service.engines.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime-gpu", "onnxruntime"), "residuum"
+    ),
+    "openvino": _Where("service.engines.openvino", "OpenVinoEngine", ("openvino",), "residuum[openvino]"),
+    "torch": _Where("service.engines.pytorch", "TorchEngine", ("torch",), "residuum[torch]"),
+}
+
+
+def open_engine(
+    name: EngineName, graph: Path, precision: Precision, options: EngineOptions | None = None
+) -> Engine:
+    """An engine of that name over one ONNX file, whose precision the caller knows from the manifest.
+
+    Raises:
+        EngineUnavailable: it is not installed, or cannot run that precision on that device here.
+        EngineError: the file is no graph that it can run.
+    """
+    engine: Engine = getattr(_module(name), _WHERE[name].factory)(
+        graph, precision, options or EngineOptions()
+    )
+    return engine
+
+
+def modes(name: EngineName, precision: Precision, options: EngineOptions) -> tuple[str, ...]:
+    """The modes that are worth timing on `options.device` ("cpu" or "cuda") of this machine.
+
+    None are where that engine is slow or cannot run; asked for by name, it may run all the same, or says
+    why it does not.
+
+    Raises:
+        EngineUnavailable: it is not installed.
+    """
+    if name == "torch":  # answered without importing it, which takes seconds; compiling takes a minute
+        here = num_gpus() > 0 if options.device == "cuda" else precision == "fp32"
+        return ("eager",) if here and precision in ("fp32", "bf16", "fp16") else ()
+    found: tuple[str, ...] = _module(name).modes(precision, options)
+    return found
+
+
+def installed_version(name: EngineName) -> str | None:
+    """The engine's version, without importing it; None: it is not installed."""
+    for distribution in _WHERE[name].distributions:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _module(name: EngineName) -> Any:
+    try:
+        return import_module(_WHERE[name].module)
+    except ImportError as error:
+        raise EngineUnavailable(
+            f"engine {name} is not installed ({error}): pip install '{_WHERE[name].install}'"
+        ) from error

@@ -1,12 +1,17 @@
 """ONNX Runtime on the CPU or an NVIDIA GPU, the graph as it is.
 
+Modes: "cpu"; "cuda", its own kernels over cuDNN, each batch size recorded as a CUDA graph; "tensorrt", which
+compiles the graph for one GPU (a minute the first time; plans are kept in `options.cache`).
+
 `device="auto"` means: CUDA if a GPU is there and ONNX Runtime's provider really starts on it, else the CPU,
 without a word on machines that have no GPU.
+
+What runs nowhere is refused: int8 on CUDA, which has no int8 convolution and would compute in fp32 between
+conversions; bf16, of which the CPU lacks convolutions and CUDA lacks max-pooling (1.31).
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import sys
@@ -17,73 +22,122 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from service.engines import EngineError, EngineInfo, EngineUnavailable
+from models.manifest import Precision
+from service.engines import Device, EngineError, EngineInfo, EngineOptions, EngineUnavailable
+from service.engines.machine import auto_threads, num_gpus
+from service.engines.machine import num_cores as num_cores
 
 # ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+from service.engines import tensorrt
+from service.engines.bindings import BoundSession
+
 logger = logging.getLogger("residuum")
 
-Device = Literal["auto", "cpu", "cuda"]
+Mode = Literal["cpu", "cuda", "tensorrt"]
+Providers = list[tuple[str, dict[str, str]]]
 
-MAX_AUTO_THREADS = 16  # a ResNet's layers are too small to feed more
-# fp32 means fp32: no TF32. The exhaustive search for convolution algorithms takes seconds a batch size.
-CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+MODES: dict[Device, tuple[Mode, ...]] = {
+    "auto": ("cpu", "cuda", "tensorrt"),
+    "cpu": ("cpu",),
+    "cuda": ("cuda", "tensorrt"),
+}
+_NO_BF16 = (
+    "ONNX Runtime lacks bfloat16 kernels (convolutions on the CPU, max-pooling on CUDA); "
+    "use the engine openvino or torch, or fp16"
+)
+# What has no kernels, and what to use instead.
+REFUSED: dict[tuple[Precision, Mode], str] = {
+    ("bf16", "cpu"): _NO_BF16,
+    ("bf16", "cuda"): _NO_BF16,
+    ("bf16", "tensorrt"): _NO_BF16,
+    (
+        "int8",
+        "cuda",
+    ): "ONNX Runtime's CUDA provider has no int8 convolution; use int8-trt with TensorRT, or fp16",
+    ("int8", "tensorrt"): "TensorRT takes symmetric int8 only; use int8-trt, or fp16",
+    ("int8-trt", "cuda"): "ONNX Runtime's CUDA provider has no int8 convolution; use TensorRT, or fp16",
+    ("int8-trt", "cpu"): "this is for TensorRT on an NVIDIA GPU; use int8 on the CPU",
+}
 
 
 class OnnxRuntimeEngine:
     """An InferenceSession over one ONNX file.
 
-    Args:
-        graph: the file.
-        device: where to run; see the module.
-        threads: for one graph on the CPU; 0 means by the number of cores.
-
     Raises:
-        EngineUnavailable: device="cuda" and CUDA does not start here.
+        EngineUnavailable: device, mode or precision cannot be had here.
         EngineError: the file is no graph that ONNX Runtime can run.
     """
 
-    def __init__(self, graph: Path, device: Device = "auto", threads: int = 0) -> None:
-        self._session, used_device = _open(graph, device, threads or auto_threads())
-        self._outputs = [output.name for output in self._session.get_outputs()]
+    def __init__(
+        self, graph: Path, precision: Precision = "fp32", options: EngineOptions | None = None
+    ) -> None:
+        options = options or EngineOptions()
+        threads = options.threads or auto_threads()
+        mode = _mode(precision, options)
+        session = None if mode == "cpu" else _open_on_gpu(graph, precision, mode, options, threads)
+        if session is None:
+            session, mode = open_session(graph, [(CPU, {})], threads), "cpu"
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._bound = None if mode == "cpu" else BoundSession(session, "cuda", options.batch_sizes)
         self.info = EngineInfo(
             name="onnxruntime",
             version=onnxruntime.__version__,
-            device=used_device,
-            threads=(threads or auto_threads()) if used_device == "cpu" else 0,
+            device="cpu" if mode == "cpu" else "cuda",
+            threads=threads if mode == "cpu" else 0,
+            mode=mode,
         )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
+            if self._bound is not None:
+                return self._bound.run(inputs)
             outputs = self._session.run(self._outputs, dict(inputs))
+        except EngineError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise EngineError(f"ONNX Runtime: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
-
-def auto_threads() -> int:
-    """As many threads as this process may use cores, but no more than pay."""
-    return min(num_cores(), MAX_AUTO_THREADS)
-
-
-def num_cores() -> int:
-    """Cores that this process may use: its affinity, cut by its cgroup's quota (`docker run --cpus`)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2 here, or "max": no quota
-        return cores
+    def close(self) -> None:
+        if self._bound is not None:
+            self._bound.close()
+        del self._session
 
 
-def _open(
-    graph: Path, device: Device, threads: int
-) -> tuple[onnxruntime.InferenceSession, Literal["cpu", "cuda"]]:
+def modes(precision: Precision, options: EngineOptions) -> tuple[Mode, ...]:
+    """See `service.engines.modes`. fp16 has no kernels on the CPU: it runs there, but slower than fp32."""
+    if options.device == "cpu":
+        return ("cpu",) if precision in ("fp32", "int8") else ()
+    if precision in ("int8", "bf16") or why_no_cuda() is not None:
+        return ()
+    found: tuple[Mode, ...] = ("tensorrt",) if why_no_tensorrt() is None else ()
+    return found if precision == "int8-trt" else ("cuda", *found)
+
+
+def cuda_options(precision: Precision, *, record: bool) -> dict[str, str]:
+    """Options of the CUDA provider; `record`: as CUDA graphs.
+
+    fp32 means fp32: no TF32. The exhaustive search for convolution algorithms takes seconds a batch size.
+    Tensor cores want channels last; fp32 does not use them.
+    """
+    return {
+        "device_id": "0",
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "prefer_nhwc": "0" if precision == "fp32" else "1",
+        "enable_cuda_graph": "1" if record else "0",
+    }
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -91,48 +145,94 @@ def _open(
     # the cores that decode the next images and run the other graph.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors
-    if device != "cpu":
-        reason = _why_no_cuda()
-        if reason is None:
-            session = _session(graph, options, [(CUDA, CUDA_OPTIONS), CPU])
-            if CUDA in session.get_providers():
-                return session, "cuda"
-            reason = "its CUDA provider does not start (are CUDA 13 and cuDNN 9 installed?)"
-            if device == "auto":
-                logger.warning("A GPU is here but ONNX Runtime cannot use it: %s. Using the CPU.", reason)
-                return session, "cpu"
-        if device == "cuda":
-            raise EngineUnavailable(f"device cuda: ONNX Runtime cannot use it: {reason}")
-    return _session(graph, options, [CPU]), "cpu"
+    return options
 
 
-def _session(
-    graph: Path, options: onnxruntime.SessionOptions, providers: list[Any]
-) -> onnxruntime.InferenceSession:
+def open_session(graph: Path, providers: Providers, threads: int) -> onnxruntime.InferenceSession:
+    """Raises EngineError where ONNX Runtime cannot."""
     try:
-        return onnxruntime.InferenceSession(graph, options, providers)
+        return onnxruntime.InferenceSession(graph, session_options(threads), providers)
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot open {graph.name}: {error}") from error
 
 
-def _why_no_cuda() -> str | None:
+def _mode(precision: Precision, options: EngineOptions) -> Mode:
+    """The mode asked for, or else what suits precision and device; "auto" is the CPU where CUDA is not.
+
+    Raises:
+        EngineUnavailable: it cannot be had here.
+        EngineError: there is no such mode on that device.
+    """
+    if options.mode is not None and options.mode not in MODES[options.device]:
+        raise EngineError(f"onnxruntime has no mode {options.mode!r} on device {options.device}")
+    usual: Mode = "tensorrt" if precision == "int8-trt" else "cpu" if precision == "int8" else "cuda"
+    if usual not in MODES[options.device]:
+        usual = MODES[options.device][0]
+    mode = options.mode or usual
+    if (precision, mode) in REFUSED:
+        raise EngineUnavailable(f"{precision}: {REFUSED[precision, mode]}")
+    reason = {"cpu": lambda: None, "cuda": why_no_cuda, "tensorrt": why_no_tensorrt}[mode]()
+    if reason is None:
+        return mode
+    if mode == "cuda" and _left_to_us(options):
+        return "cpu"
+    raise EngineUnavailable(f"device cuda: ONNX Runtime cannot use it: {reason}")
+
+
+def _left_to_us(options: EngineOptions) -> bool:
+    return options.device == "auto" and options.mode is None
+
+
+def _open_on_gpu(
+    graph: Path, precision: Precision, mode: Mode, options: EngineOptions, threads: int
+) -> onnxruntime.InferenceSession | None:
+    """A session on the GPU, with CUDA graphs where they can be recorded; None where the CPU shall do.
+
+    Raises:
+        EngineUnavailable: the provider does not start, and the device was not left to us.
+        EngineError: the file is no graph that it can run.
+    """
+    provider = TENSORRT if mode == "tensorrt" else CUDA
+    try:
+        session = open_session(graph, _providers(graph, precision, mode, options, record=True), threads)
+    except EngineError as error:
+        session = open_session(graph, _providers(graph, precision, mode, options, record=False), threads)
+        logger.warning("%s runs without CUDA graphs: %s", graph.name, error)
+    if provider in session.get_providers():
+        return session
+    reason = f"its {provider} does not start (are CUDA 13 and cuDNN 9 installed?)"
+    if not _left_to_us(options) or precision == "int8-trt":
+        raise EngineUnavailable(f"device cuda: ONNX Runtime cannot use it: {reason}")
+    logger.warning("A GPU is here but ONNX Runtime cannot use it: %s. Using the CPU.", reason)
+    return None
+
+
+def _providers(
+    graph: Path, precision: Precision, mode: Mode, options: EngineOptions, *, record: bool
+) -> Providers:
+    if mode == "cuda":
+        return [(CUDA, cuda_options(precision, record=record)), (CPU, {})]
+    session = open_session(graph, [(CPU, {})], 1)
+    inputs = {value.name: tuple(value.shape[1:]) for value in session.get_inputs()}
+    told = tensorrt.provider_options(graph, precision, inputs, options, record=record)
+    return [(TENSORRT, told), (CUDA, cuda_options(precision, record=False)), (CPU, {})]
+
+
+def why_no_cuda() -> str | None:
     """Why CUDA cannot be tried, or None. Cheap and silent: ONNX Runtime itself would log errors."""
     if CUDA not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no CUDA provider (install onnxruntime-gpu)"
-    if not _num_gpus():
+    if not num_gpus():
         return "no NVIDIA GPU is visible (is the driver installed, and the device passed to the container?)"
     with redirect_stdout(sys.stderr):  # stdout belongs to the command line's answers
         onnxruntime.preload_dlls()  # finds CUDA's libraries where pip puts them
     return None
 
 
-def _num_gpus() -> int:
-    """GPUs that the CUDA driver sees; 0 without a driver."""
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return 0
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+def why_no_tensorrt() -> str | None:
+    """Why TensorRT cannot be tried, or None."""
+    if TENSORRT not in onnxruntime.get_available_providers():
+        return "this build of ONNX Runtime has no TensorRT provider (install onnxruntime-gpu)"
+    if tensorrt.load_libraries() is None:
+        return "its libraries are not installed (pip install 'tensorrt-cu13<11')"
+    return why_no_cuda()

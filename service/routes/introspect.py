@@ -103,15 +103,14 @@ def _body(
     quantities = measured(model.manifest, options, result.outputs)
     if media_type == PNG:
         return contact_sheet(quantities, model.manifest, options, image)
-    graph = model.manifest.graph("introspect")
-    assert graph is not None, "its batcher has just answered"
+    graph = model.graphs["introspect"]
     timing_ms = {
         "decode": decode_ms,
         "queue": result.queue_ms,
         "inference": result.inference_ms,
         "total": (time.monotonic() - started) * 1000,
     }
-    run = Run(graph.precision, model.engine.name, timing_ms)
+    run = Run(graph.precision, graph.engine.name, timing_ms)
     if media_type == NPZ:
         return to_npz(quantities, model.manifest, options, image, run)
     return to_json(answer(quantities, model.manifest, options, image, run))

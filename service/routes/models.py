@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service.errors import NotReady, UnknownModel, problem_responses
-from service.repository import LoadedModel
-from service.schemas import ModelDetail, ModelList, ModelSummary
+from service.repository import LoadedGraph, LoadedModel
+from service.schemas import ModelDetail, ModelList, ModelSummary, RunningGraph
 from service.serving import serving_of
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -31,8 +31,22 @@ async def describe_model(request: Request, name: str) -> ModelDetail:
         **_summary(model, models.get(None)),
         engine_version=model.engine.version,
         threads=model.engine.threads,
+        graphs={kind: _running(graph) for kind, graph in model.graphs.items()},
         batch_ms={graph: _rounded(batcher.batch_ms) for graph, batcher in batchers.items() if batcher},
         manifest=model.manifest,
+    )
+
+
+def _running(graph: LoadedGraph) -> RunningGraph:
+    return RunningGraph(
+        precision=graph.precision,
+        engine=graph.engine.name,
+        engine_version=graph.engine.version,
+        device=graph.engine.device,
+        mode=graph.engine.mode,
+        threads=graph.engine.threads,
+        remembered=graph.remembered,
+        trials=graph.trials,
     )
 
 

@@ -1,0 +1,163 @@
+"""What is measured and how it is held to be right.
+
+An artifact where none is named, graphs that take floats for comparison, and fresh images with their logits.
+
+Shapes: N batch, K classes, L blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.verify import synthetic_images
+from models.download import default_cache
+from models.manifest import MANIFEST_FILE, Graph, Manifest, Precision
+from service.engines import Engine, EngineOptions, open_engine
+from service.engines.machine import cpu_features
+from service.golden import golden_row
+from service.repository import find_artifact
+from service.settings import EMBEDDED
+
+ROOT = Path(__file__).resolve().parent.parent
+FRESH_SEED = 20_260  # the exporter's own made-up images have other seeds
+NUM_CALIBRATION = 32
+# What a graph does to its input before the network.
+NORMALISING = ("Transpose", "Cast", "Sub", "Mul")
+NUM_FRESH = 16
+BF16_FEATURES = {"amx_bf16", "avx512_bf16", "bf16"}
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def default_artifacts(device: str) -> list[Path]:
+    """The embedded model, and ResNet-50 at 224 pixels with random weights in the precisions that pay here."""
+    precisions: tuple[Precision, ...] = ("bf16", "fp16", "int8-trt")
+    if device == "cpu":
+        precisions = ("bf16", "int8") if BF16_FEATURES & set(cpu_features()) else ("int8",)
+    return [find_artifact(EMBEDDED, Path()), random_artifact("resnet50", precisions)]
+
+
+def random_artifact(
+    name: str, precisions: tuple[Precision, ...], cache: Path | None = None, *, seed: int = 0
+) -> Path:
+    """A row of the zoo with random weights as an artifact, kept in `cache` until what makes it changes.
+
+    Takes minutes for ResNet-50, says so on stderr, and needs torch; int8 is calibrated on made-up images.
+    """
+    directory = (cache or default_cache() / "bench") / f"{name}-random-{_code_hash(name, precisions, seed)}"
+    if (directory / MANIFEST_FILE).is_file():
+        return directory
+    print(f"exporting {name} with random weights to {directory} ...", file=sys.stderr, flush=True)
+    from export.images import CalibrationImages
+    from export.pipeline import export_artifact
+    from export.precisions import Precisions
+    from export.random_weights import RANDOM, random_model
+
+    model, metadata = random_model(name, seed)
+    images = synthetic_images(NUM_CALIBRATION, metadata.preprocessing.crop, FRESH_SEED + 1)
+    export_artifact(
+        model,
+        metadata,
+        f"{name}-random",
+        directory,
+        source=f"random weights, seed {seed}",
+        weights_sha256="0" * 64,
+        weights=RANDOM,
+        precisions=Precisions(precisions, CalibrationImages("made-up images", images), allow_loss=True),
+    )
+    return directory
+
+
+def _code_hash(*parts: object) -> str:
+    """Of what is asked for, and of the code and the packages that make it."""
+    digest = hashlib.sha256(repr((parts, onnx.__version__)).encode())
+    for path in sorted([*(ROOT / "export").glob("*.py"), *(ROOT / "models").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class FloatInput:
+    """A graph cut in two where its input is normalised: `head` does that, `tail` is the network alone.
+
+    The tail's input is float32 [N, 3, H, W]; it is written to `path`, for an engine to open.
+    """
+
+    def __init__(self, graph: Path, path: Path) -> None:
+        model = onnx.shape_inference.infer_shapes(onnx.load(graph))
+        self.name = _normalised(model)
+        extractor = onnx.utils.Extractor(model)
+        outputs = [output.name for output in model.graph.output]
+        self.path, self._head = path, path.with_suffix(".head.onnx")
+        onnx.save(extractor.extract_model(["images"], [self.name]), self._head)
+        onnx.save(extractor.extract_model([self.name], outputs), path)
+
+    def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the tail takes, computed by the graph's own head."""
+        with closing(open_engine("onnxruntime", self._head, "fp32", EngineOptions("cpu"))) as head:
+            return np.ascontiguousarray(head.run({"images": images})[self.name], np.float32)
+
+
+def _normalised(model: onnx.ModelProto) -> str:
+    """The last float32 tensor of the chain that begins at `images` and only normalises."""
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    name = found = "images"
+    while len(readers[name]) == 1 and readers[name][0].op_type in NORMALISING:
+        name = readers[name][0].output[0]
+        if types.get(name) == onnx.TensorProto.FLOAT:
+            found = name
+    assert found != "images", "the graph does not normalise its input"
+    return found
+
+
+class Check:
+    """Holds logits against the golden ones, and on fresh images against those of ONNX Runtime in fp32."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._golden = golden_row(directory, manifest)["images"][None]
+        self._fresh = synthetic_images(NUM_FRESH, manifest.preprocessing.crop, FRESH_SEED)
+        graph = manifest.graph("classify", "fp32")
+        assert graph is not None, "every artifact has one"
+        options = EngineOptions("cpu", batch_sizes=(NUM_FRESH,))
+        with closing(open_engine("onnxruntime", directory / graph.file, "fp32", options)) as engine:
+            self._expected = engine.run({"images": self._fresh})["logits"]
+
+    def __call__(self, engine: Engine, graph: Graph, size: int, cut: FloatInput | None) -> dict[str, Any]:
+        """`right`: a batch of golden images passes the check that a server makes before it is ready."""
+        golden = self._feed(np.repeat(self._golden, size, 0), graph, cut)
+        error = float(np.abs(engine.run(golden)["logits"] - np.asarray(graph.golden_logits)).max())
+        logits = np.concatenate(
+            [
+                engine.run(self._feed(self._fresh[start : start + size], graph, cut))["logits"]
+                for start in range(0, NUM_FRESH, size)
+            ]
+        )
+        return {
+            "right": error <= graph.golden_tolerance,  # written so that NaN is wrong
+            "golden_error": error,
+            "max_abs_delta_logit": float(np.abs(logits - self._expected).max()),
+            "top1_agreement": float((logits.argmax(1) == self._expected.argmax(1)).mean()),
+        }
+
+    def inputs(self, graph: Graph, size: int, cut: FloatInput | None) -> Inputs:
+        """A batch to time: the fresh images, again and again."""
+        return self._feed(np.resize(self._fresh, (size, *self._fresh.shape[1:])), graph, cut)
+
+    def _feed(self, images: NDArray[np.uint8], graph: Graph, cut: FloatInput | None) -> Inputs:
+        if cut is not None:
+            return {cut.name: cut.normalise(images)}
+        if graph.kind == "classify":
+            return {"images": images}
+        return {"images": images, "gates": np.ones((len(images), len(self._manifest.blocks)), np.float32)}

@@ -1,0 +1,121 @@
+"""Run a graph on the CPU and get the arithmetic that its file spells out, in whatever precision.
+
+fp32 files run as they will be served. For the rest no CPU engine can be asked: ONNX Runtime's CPU provider
+has no bf16 kernels, computes fp16 in float32 without rounding in between, and its int8 kernels overflow on
+processors without VNNI; OpenVINO without AMX reads bf16 and fp16 files but computes in float32. So the graph
+is rewritten here, for verification only: half precision tensors become float32 and every operator's result
+is rounded to the half precision that the file gives it, and Q/DQ stays what the standard says it is,
+rounding and clamping between operators in float. Sums inside a convolution are float32, as on AMX and on
+tensor cores; an engine that fuses operators rounds less often than this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from models.manifest import GraphKind, Precision
+
+# ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def open_session(graph: Path | bytes, *, optimise: bool = True) -> ort.InferenceSession:
+    """On ONNX Runtime's CPU provider."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimise:
+        # Left alone it would fuse Q/DQ into int8 kernels, and cancel casts there and back.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def open_as_written(graph: Path, precision: Precision, also: Sequence[str] = ()) -> ort.InferenceSession:
+    """A session that computes what the file says; `also` names more tensors to be given out."""
+    if precision == "fp32" and not also:
+        return open_session(graph)
+    proto = onnx.load(graph)
+    if precision != "fp32":
+        proto = rounded(proto)
+    proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in also)
+    return open_session(proto.SerializeToString(), optimise=precision == "fp32")
+
+
+def feed(
+    kind: GraphKind, session: ort.InferenceSession, images_NHW3: NDArray[np.uint8]
+) -> dict[str, NDArray[np.generic]]:
+    """The inputs of one run; gates are all ones."""
+    inputs: dict[str, NDArray[np.generic]] = {"images": images_NHW3}
+    if kind == "introspect":
+        num_blocks = session.get_inputs()[1].shape[1]
+        inputs["gates"] = np.ones((len(images_NHW3), num_blocks), np.float32)
+    return inputs
+
+
+def logits_of(
+    kind: GraphKind, session: ort.InferenceSession, images_NHW3: NDArray[np.uint8], batch: int
+) -> NDArray[np.float32]:
+    """float32 [N, K], `batch` images at a time."""
+    chunks = (images_NHW3[start : start + batch] for start in range(0, len(images_NHW3), batch))
+    return np.concatenate([np.asarray(session.run(["logits"], feed(kind, session, c))[0]) for c in chunks])
+
+
+def predict(
+    kind: GraphKind, graph: Path, precision: Precision, images_NHW3: NDArray[np.uint8], batch: int = 64
+) -> NDArray[np.float32]:
+    """The logits [N, K] that the file gives by its own arithmetic."""
+    return logits_of(kind, open_as_written(graph, precision), images_NHW3, batch)
+
+
+def emulate(graph: Path, images_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """`predict` for a quantised classify graph: Q/DQ in float, where no kernel can overflow."""
+    return predict("classify", graph, "int8", images_NHW3)
+
+
+def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in float32 with every tensor that was fp16 or bf16 rounded to it where it is made."""
+    proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    types = {info.name: info.type.tensor_type.elem_type for info in proto.graph.value_info}
+    for info in (*proto.graph.input, *proto.graph.output):
+        assert info.type.tensor_type.elem_type not in HALVES, "inputs and outputs are never in half precision"
+    for tensor in proto.graph.initializer:
+        _widen(tensor)
+    nodes = []
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _widen(attribute.t)
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if (half := types.get(name)) in HALVES:
+                exact, narrow = f"{name}/exact", f"{name}/rounded"
+                node.output[index] = exact
+                nodes.append(helper.make_node("Cast", [exact], [narrow], to=half))
+                nodes.append(helper.make_node("Cast", [narrow], [name], to=TensorProto.FLOAT))
+        if node.op_type == "Cast" and _target(node).i in HALVES:
+            _target(node).i = TensorProto.FLOAT
+    del proto.graph.node[:], proto.graph.value_info[:]
+    proto.graph.node.extend(nodes)
+    return proto
+
+
+def _target(cast: onnx.NodeProto) -> onnx.AttributeProto:
+    (target,) = (attribute for attribute in cast.attribute if attribute.name == "to")
+    assert isinstance(target, onnx.AttributeProto)
+    return target
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type in HALVES:
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

@@ -1,0 +1,121 @@
+"""The images that an export is calibrated and measured on, preprocessed as served.
+
+A data set is what `models.training.data` reads. To calibrate, no labels are needed: a folder of photographs
+like those that will be sent is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Label, Preprocessing
+from models.preprocess import ImageError, preprocess
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class ImagesError(Exception):
+    """The images cannot be had, or are not for this network; the message says why."""
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """uint8 [num_images, crop, crop, 3]."""
+
+    name: str
+    images: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ValidationImages:
+    """uint8 [num_images, crop, crop, 3]; labels int64 [num_images]."""
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def calibration_images(path: str, spec: Preprocessing, count: int) -> CalibrationImages:
+    """`count` images at equal distances: of a data set's training split, or of those beneath a folder.
+
+    Raises:
+        ImagesError: no such folder, no images in it, or one that cannot be read.
+        DataError: a data set that cannot be read.
+    """
+    if count < 1:
+        raise ImagesError(f"--num-calibration {count}: at least one image is needed")
+    if not is_data_set(path):
+        return _folder(Path(path), spec, count)
+    from models.training.data import load_images
+
+    found = load_images(path, "train", spec, count, spread=True)
+    return CalibrationImages(_name(path), found.images.numpy())
+
+
+def validation_images(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> ValidationImages:
+    """The validation split of a data set whose classes are `labels`.
+
+    Raises:
+        ImagesError: its classes are others.
+        DataError: a data set that cannot be read.
+    """
+    from models.training.data import load_images
+
+    found = load_images(path, "valid", spec)
+    if not _are_same(found.classes, labels):
+        raise ImagesError(f"--data {path}: its classes are not those of the network, or in another order")
+    return ValidationImages(_name(path), found.images.numpy(), found.labels.numpy())
+
+
+def has_labels(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> bool:
+    """Whether it is a data set with a validation split of these classes."""
+    if not is_data_set(path):
+        return False
+    from models.training.data import DataError, load_images
+
+    try:
+        return _are_same(load_images(path, "valid", spec, limit=1).classes, labels)
+    except DataError:
+        return False
+
+
+def is_data_set(path: str) -> bool:
+    """Whether there are splits, or a hub's id is meant; else it is a folder of images."""
+    folder = Path(path)
+    if not folder.exists():
+        return not path.startswith(("/", ".", "~"))
+    return any(folder.glob("train*.parquet")) or (folder / "train").is_dir()
+
+
+def _are_same(found: Sequence[Label], wanted: Sequence[Label]) -> bool:
+    """By name or by WordNet id, which folders are often named by."""
+    return len(found) == len(wanted) and all(
+        a == b or a.label in (b.label, b.wnid) or (a.wnid is not None and a.wnid == b.wnid)
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def _folder(folder: Path, spec: Preprocessing, count: int) -> CalibrationImages:
+    if not folder.is_dir():
+        raise ImagesError(f"--calibration {folder}: there is no such folder")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ImagesError(f"--calibration {folder}: there are no images in it")
+    step = max(1.0, len(files) / count)
+    chosen = [files[int(index * step)] for index in range(min(count, len(files)))]
+    images = np.empty((len(chosen), spec.crop, spec.crop, 3), np.uint8)
+    for index, path in enumerate(chosen):
+        try:
+            images[index] = preprocess(path.read_bytes(), spec).pixels
+        except (OSError, ImageError) as error:
+            raise ImagesError(f"--calibration {folder}: {path.name}: {error}") from error
+    return CalibrationImages(_name(str(folder)), images)
+
+
+def _name(path: str) -> str:
+    return Path(path).resolve().name if Path(path).exists() else path

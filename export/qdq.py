@@ -1,0 +1,188 @@
+"""Q/DQ in a graph: which tensors are rounded, and the graph with their rounding written out.
+
+It knows the operators of our own graphs, and engines only by what they fuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+LAYERS = ("Conv", "Gemm")
+# What gives out some of its input's values, or zeros beside them: they keep its scale.
+PASSING = ("MaxPool", "Slice", "Pad")
+LARGEST_WEIGHT = {7: 64, 8: 127}
+# Below it, fp16 does not hold a scale to 3 %, and float32 not the product of two.
+MIN_SCALE = {"float16": 2.0**-20, "float32": 2.0**-60}
+
+
+@dataclass(frozen=True)
+class Step:
+    """q = round(x / scale) + zero_point."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What tells int8 for CPUs from int8 for TensorRT: whether activations are signed, and the weights."""
+
+    signed: bool
+    weight_bits: int
+
+    @property
+    def largest(self) -> int:
+        return LARGEST_WEIGHT[self.weight_bits]
+
+
+def rounded_tensors(graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto]) -> dict[str, str]:
+    """The tensors to be rounded, and for each the one whose range it has: itself, or what it passes on.
+
+    They are what `layers` read, what each residual addition reads, and what is passed on between these.
+    """
+    constants = {tensor.name for tensor in graph.initializer}
+    found = {node.input[0] for node in layers}
+    for node in graph.node:
+        if node.op_type == "Add" and not constants & set(node.input):
+            found |= set(node.input)
+    for node in reversed(graph.node):
+        if node.op_type in PASSING and node.output[0] in found:
+            found.add(node.input[0])
+    origins = {name: name for name in found}
+    for node in graph.node:
+        if node.op_type in PASSING and node.input[0] in found:
+            origins[node.output[0]] = origins[node.input[0]]
+    return origins
+
+
+def own_constants(proto: onnx.ModelProto, layers: Iterable[onnx.NodeProto]) -> None:
+    """Give every layer weights and a bias that no other has: exporters merge what is equal.
+
+    The last convolution of a pre-activation branch has no bias at all: its is zero.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    taken: set[str] = set()
+    for layer in layers:
+        weight = numpy_helper.to_array(constants[layer.input[1]])
+        if len(layer.input) < 3:
+            layer.input.append("")
+        for index, name in enumerate(layer.input[1:], 1):
+            if name not in taken and name:
+                taken.add(name)
+                continue
+            layer.input[index] = f"{layer.name}.{('weight', 'bias')[index - 1]}"
+            value = numpy_helper.to_array(constants[name]) if name else np.zeros(len(weight), weight.dtype)
+            proto.graph.initializer.append(numpy_helper.from_array(value, layer.input[index]))
+
+
+class Writer:
+    """Puts Q/DQ into a graph; names are the tensor's own with .q, .dq, .scale and .zero_point after it.
+
+    Layers have weights and biases of their own: see `own_constants`.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, steps: dict[str, Step], scheme: Scheme) -> None:
+        self.proto, self.steps, self.scheme = proto, steps, scheme
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+        self.dtypes = _dtypes(proto)
+        self.nodes: list[onnx.NodeProto] = []
+
+    def write(self, layers: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+        names = {node.name for node in layers}
+        for node in self.proto.graph.node:
+            node = onnx.NodeProto.FromString(node.SerializeToString())
+            del node.metadata_props[:]  # where in our source it came from
+            if node.name in names:
+                self._round_weights(node)
+            if node.op_type not in LAYERS or node.name in names:
+                node.input[:] = [f"{name}.dq" if name in self.steps else name for name in node.input]
+            self.nodes.append(node)
+            for name in node.output:
+                if name in self.steps:
+                    self._round(name)
+        return self._result()
+
+    def _round(self, name: str) -> None:
+        step = self.steps[name]
+        self.constants[f"{name}.scale"] = np.array(step.scale, self.dtypes[name])
+        self.constants[f"{name}.zero_point"] = np.array(
+            step.zero_point, np.int8 if self.scheme.signed else np.uint8
+        )
+        how = [f"{name}.scale", f"{name}.zero_point"]
+        self.nodes.append(helper.make_node("QuantizeLinear", [name, *how], [f"{name}.q"], f"{name}.q"))
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [f"{name}.q", *how], [f"{name}.dq"], f"{name}.dq")
+        )
+
+    def _round_weights(self, node: onnx.NodeProto) -> None:
+        """int8 in place of the weights, int32 in place of the bias where the engine takes that."""
+        weight, bias = (self.constants[name] for name in node.input[1:])
+        input_scale = self.steps[node.input[0]].scale
+        largest = self.scheme.largest
+        rows = weight.reshape(len(weight), -1).astype(np.float64)
+        smallest = np.abs(bias.astype(np.float64)) / input_scale / 2**30  # so that the bias fits into int32
+        smallest = np.maximum(smallest, MIN_SCALE[weight.dtype.name])
+        scale = np.maximum(np.abs(rows).max(1) / largest, smallest).astype(weight.dtype)
+        values = np.clip(np.rint(rows / scale[:, None].astype(np.float64)), -largest, largest)
+        node.input[1] = self._constant(node.input[1], values.reshape(weight.shape).astype(np.int8), scale)
+        if not self.scheme.signed:
+            bias_scale = np.float32(input_scale) * scale
+            node.input[2] = self._constant(
+                node.input[2], np.rint(bias / bias_scale).astype(np.int32), bias_scale
+            )
+
+    def _constant(self, name: str, values: NDArray[np.signedinteger], scale: NDArray[np.floating]) -> str:
+        """The name under which the values, times their scale, are to be had."""
+        parts = [f"{name}.q", f"{name}.scale", f"{name}.zero_point"]
+        del self.constants[name]
+        self.constants |= dict(zip(parts, (values, scale, np.zeros(len(scale), values.dtype)), strict=True))
+        self.nodes.append(helper.make_node("DequantizeLinear", parts, [f"{name}.dq"], f"{name}.dq", axis=0))
+        return f"{name}.dq"
+
+    def _result(self) -> onnx.ModelProto:
+        given = self.proto.graph
+        graph = helper.make_graph(
+            self.nodes,
+            given.name,
+            list(given.input),
+            list(given.output),
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in self.constants.items()],
+            value_info=list(given.value_info),
+        )
+        result = helper.make_model(graph, opset_imports=list(self.proto.opset_import))
+        result.ir_version = self.proto.ir_version
+        return result
+
+
+def _dtypes(proto: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
+    """Of every tensor between nodes: in a half-precision graph the head is float32."""
+    inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+    return {
+        info.name: helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        for info in inferred.graph.value_info
+    }
+
+
+def beside(
+    proto: onnx.ModelProto, quantized: onnx.ModelProto, layers: Iterable[onnx.NodeProto]
+) -> onnx.ModelProto:
+    """`proto` with each of `layers` twice, reading the same; the rounded one's output is named .rounded."""
+    names = {node.name for node in layers}
+    both = onnx.ModelProto()
+    both.CopyFrom(proto)
+    both.graph.node.extend(node for node in quantized.graph.node if node.op_type.endswith("Linear"))
+    for node in quantized.graph.node:
+        if node.name in names:
+            both.graph.node.append(node)
+            both.graph.node[-1].name += ".rounded"
+            both.graph.node[-1].output[0] += ".rounded"
+    own = {tensor.name for tensor in proto.graph.initializer}
+    both.graph.initializer.extend(t for t in quantized.graph.initializer if t.name not in own)
+    return both

@@ -1,0 +1,174 @@
+"""OpenVINO on the CPU, the ONNX file as it is: the engine for Intel's matrix units (AMX), good on others.
+
+Modes: "latency", all threads on one batch; "throughput", as many streams as threads, each of which runs a
+part of the batch. Either way one compiled graph takes every batch size: compiled for each size apart it was
+no faster, and took more memory. Nor are compiled graphs kept on disk: ResNet-50 opened a tenth of a second
+sooner, for 98 MB (docs/decisions.md).
+
+fp32 means fp32, and int8 int8 with fp32 between: left to itself OpenVINO computes in bf16 where the processor
+can. bf16 and fp16 graphs compute in their own precision where the processor has it, else in fp32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Precision
+from service.engines import EngineError, EngineInfo, EngineOptions, EngineUnavailable
+from service.engines.machine import auto_threads
+
+# OpenVINO imports its converter, which is slow to import and reports its use to its maker, if it is there.
+if "openvino" not in sys.modules:
+    sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        del sys.modules["openvino.tools.ovc"]
+else:
+    import openvino
+
+HALF: dict[Precision, tuple[str, str]] = {"bf16": ("BF16", "bf16"), "fp16": ("FP16", "f16")}
+MODES = ("latency", "throughput")
+
+
+class OpenVinoEngine:
+    """A compiled graph, and one request for each stream.
+
+    Raises:
+        EngineUnavailable: the device is CUDA, or the precision TensorRT's.
+        EngineError: the file is no graph that OpenVINO can run.
+    """
+
+    def __init__(
+        self, graph: Path, precision: Precision = "fp32", options: EngineOptions | None = None
+    ) -> None:
+        options = options or EngineOptions()
+        mode = options.mode or "latency"
+        threads = options.threads or auto_threads()
+        _refuse(precision, mode, options)
+        core = openvino.Core()
+        properties = compile_properties(core, precision, mode, threads)
+        try:
+            model = core.read_model(graph)
+            self._compiled = core.compile_model(model, "CPU", properties)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot open {graph.name}: {_first_line(error)}") from error
+        self._requests = [self._compiled.create_infer_request() for _ in range(properties["NUM_STREAMS"])]
+        # Names as in the file: where the compiler drops a cast, what it has left bears those of both sides.
+        self._inputs = {
+            named.get_any_name(): value.element_type.to_dtype()
+            for named, value in zip(model.inputs, self._compiled.inputs, strict=True)
+        }
+        self._outputs = [output.get_any_name() for output in model.outputs]
+        self.info = EngineInfo(name="openvino", version=_version(), device="cpu", threads=threads, mode=mode)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        num_rows = self._check(inputs)
+        requests = self._requests[:num_rows]
+        slices = split(num_rows, len(requests))
+        try:
+            for request, rows in zip(requests, slices, strict=True):
+                # Not copied: a contiguous array is read where it lies.
+                part = {name: array[rows] for name, array in inputs.items()}
+                request.start_async(part, share_inputs=True)
+            for request in requests:
+                request.wait()
+        except RuntimeError as error:
+            self._finish()
+            raise EngineError(f"OpenVINO: {_first_line(error)}") from error
+        return {name: _gather(requests, slices, index) for index, name in enumerate(self._outputs)}
+
+    def close(self) -> None:
+        self._requests.clear()
+        del self._compiled
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> int:
+        """The number of rows; OpenVINO would convert a wrong type, and take what is missing from before."""
+        if inputs.keys() != self._inputs.keys():
+            raise EngineError(f"OpenVINO: inputs {sorted(inputs)}, not {sorted(self._inputs)}")
+        for name, array in inputs.items():
+            if array.dtype != self._inputs[name]:
+                raise EngineError(f"OpenVINO: {name} is {array.dtype}, not {self._inputs[name]}")
+        return len(next(iter(inputs.values())))
+
+    def _finish(self) -> None:
+        """Let no stream read arrays that the caller is about to free."""
+        for request in self._requests:
+            try:
+                request.wait()
+            except RuntimeError:
+                continue
+
+
+def modes(precision: Precision, options: EngineOptions) -> tuple[str, ...]:
+    """See `service.engines.modes`; half precisions only where the processor has them."""
+    if options.device == "cuda" or precision == "int8-trt":
+        return ()
+    if precision in HALF and HALF[precision][0] not in _capabilities(openvino.Core()):
+        return ()
+    streams_help = (options.threads or auto_threads()) > 1 and max(options.batch_sizes) > 1
+    return MODES if streams_help else MODES[:1]
+
+
+def compile_properties(core: openvino.Core, precision: Precision, mode: str, threads: int) -> dict[str, Any]:
+    """What the CPU plugin is told.
+
+    Threads are not pinned to cores: the decode pool and the other graph share the cores, and a container's
+    quota is not an affinity, so that pinned threads of two graphs would meet on the first cores.
+    """
+    capability, compute = HALF.get(precision, ("", "f32"))
+    return {
+        "INFERENCE_PRECISION_HINT": compute if capability in _capabilities(core) else "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # never int8 that the graph does not ask for
+        "NUM_STREAMS": threads if mode == "throughput" else 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _gather(requests: list[Any], slices: list[slice], output: int) -> NDArray[Any]:
+    """All streams' rows of one output, copied: their own memory is the next run's."""
+    parts = [request.output_tensors[output].data for request in requests]
+    gathered = np.empty((slices[-1].stop, *parts[0].shape[1:]), parts[0].dtype)
+    for rows, part in zip(slices, parts, strict=True):
+        gathered[rows] = part
+    return gathered
+
+
+def split(num_rows: int, num_parts: int) -> list[slice]:
+    """`num_rows` rows as `num_parts` slices whose lengths differ by one at most."""
+    edges = [num_rows * part // num_parts for part in range(num_parts + 1)]
+    return [slice(start, end) for start, end in pairwise(edges)]
+
+
+def _refuse(precision: Precision, mode: str, options: EngineOptions) -> None:
+    if options.device == "cuda":
+        raise EngineUnavailable("device cuda: the engine openvino runs on the CPU; use onnxruntime or torch")
+    if precision == "int8-trt":
+        raise EngineUnavailable("int8-trt is for TensorRT on an NVIDIA GPU; use int8 on the CPU")
+    if mode not in MODES:
+        raise EngineError(f"openvino has no mode {mode!r}; there is: {', '.join(MODES)}")
+
+
+def _capabilities(core: openvino.Core) -> list[str]:
+    found: list[str] = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return found
+
+
+def _version() -> str:
+    """`2026.4.1` of `2026.4.1-12345-abcdef-releases/2026/4`."""
+    version: str = openvino.get_version()
+    return version.partition("-")[0]
+
+
+def _first_line(error: Exception) -> str:
+    """The telling line of an error of OpenVINO, whose first ones name its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Exception from", "Check '"))), repr(error))

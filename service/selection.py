@@ -1,0 +1,272 @@
+"""`auto`: which engine, mode, device and precision runs a graph on this machine, found by measurement.
+
+Candidates are opened one after another, checked against the golden logits, and timed at batch size 1 and at
+the largest; of those that are right the one with the least score wins. The score is the geometric mean of the
+milliseconds per image at the two sizes, so that twice as fast counts the same at either. The CPU is tried
+only where nothing is right on a GPU.
+
+int8 on a processor without VNNI is the case that this is made for: some kernels add pairs of products in 16
+bits there and saturate, so that the same file answers otherwise. The golden check sees it, and the next best
+wins.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from models.manifest import Graph, GraphKind, Manifest
+from service.batcher import Row, batch_sizes
+from service.engines import (
+    ENGINE_NAMES,
+    Device,
+    EngineError,
+    EngineName,
+    EngineOptions,
+    installed_version,
+    modes,
+    open_engine,
+)
+from service.engines.machine import num_gpus
+from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
+from service.schemas import EngineTrial
+from service.settings import Settings
+from service.trials import find_trials, keep_trials, trials_key
+
+logger = logging.getLogger("residuum")
+
+TIMED_S = 0.1  # for each size of each candidate; at least one run
+SLOW_S = 1.0  # a first run on the CPU that takes longer is the measurement
+DEVICES: tuple[Device, ...] = ("cuda", "cpu")
+INT8 = ("int8", "int8-trt")
+
+
+class NothingRuns(Exception):
+    """No candidate is there, or none is right; the message says what there is, or why."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a graph; `mode` None is the engine's usual one."""
+
+    graph: Graph
+    engine: EngineName
+    device: Device
+    mode: str | None
+
+    def __str__(self) -> str:
+        words = (self.graph.precision, self.engine, self.mode if self.mode != self.device else None)
+        return " ".join(word for word in words if word) + f" on {self.device}"
+
+    def is_of(self, trial: EngineTrial) -> bool:
+        return (self.graph.precision, self.engine, self.device, self.mode) == (
+            trial.precision,
+            trial.engine,
+            trial.device,
+            trial.mode,
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that won, and how all of them did; `remembered`: on an earlier start."""
+
+    candidate: Candidate
+    trials: tuple[EngineTrial, ...]
+    remembered: bool = False
+
+
+def choose(
+    directory: Path,
+    manifest: Manifest,
+    kind: GraphKind,
+    row: Row,
+    settings: Settings,
+    *,
+    remember: bool = True,
+    stop: Event | None = None,
+) -> Choice:
+    """The fastest right way to run the artifact's graph of that kind; a sole candidate is not tried.
+
+    Args:
+        row: the golden row.
+        remember: take the choice of an earlier start on the same machine with the same software.
+        stop: give up when it is set.
+
+    Raises:
+        NothingRuns: no candidate, none that is right, or stopped.
+    """
+    found = candidates(manifest, kind, settings)
+    if len(found) == 1:
+        return Choice(found[0], (_trial(found[0], chosen=True),))
+    file = cache_directory(directory, manifest, settings) / "engines.json"
+    key = trials_key(manifest, settings, [f"{kind}: {candidate}" for candidate in found])
+    if remember and (trials := find_trials(file, key)) is not None:
+        for candidate in found:
+            if any(trial.chosen and candidate.is_of(trial) for trial in trials):
+                return Choice(candidate, trials, remembered=True)
+    tried = _try_all(directory, manifest, found, row, settings, stop)
+    right = [(trial.score_ms, n) for n, trial in enumerate(tried) if trial.score_ms is not None]
+    if not right:
+        raise NothingRuns("; ".join(dict.fromkeys(trial.problem or "" for trial in tried)))
+    winner = min(right)[1]
+    trials = tuple(t.model_copy(update={"chosen": n == winner}) for n, t in enumerate(tried))
+    _log(manifest, kind, found, trials)
+    keep_trials(file, key, trials)
+    return Choice(found[winner], trials)
+
+
+def try_graph(
+    directory: Path, manifest: Manifest, graph: Graph, settings: Settings
+) -> tuple[EngineTrial, ...]:
+    """How every installed engine that may run the graph does on this machine, slow ones too."""
+    device: Device = "cuda" if num_gpus() and settings.device != "cpu" else "cpu"
+    options = engine_options(settings, device)
+    found = [
+        Candidate(graph, engine, device, mode)
+        for engine in ENGINE_NAMES
+        if engine in graph.engines and installed_version(engine) is not None
+        for mode in modes(engine, graph.precision, options) or (None,)
+    ]
+    return tuple(_try_all(directory, manifest, found, golden_row(directory, manifest), settings, None))
+
+
+def candidates(manifest: Manifest, kind: GraphKind, settings: Settings) -> list[Candidate]:
+    """All that the artifact has, the settings allow and this machine should try, those on a GPU first.
+
+    Where nothing is worth trying, what was asked for is: it runs slowly, or says why it cannot.
+
+    Raises:
+        NothingRuns: the artifact has no such graph, or no such engine is installed.
+    """
+    pairs = _pairs(manifest, kind, settings)
+    found = [
+        Candidate(graph, engine, device, mode)
+        for device in DEVICES
+        if settings.device in ("auto", device)
+        for graph, engine in pairs
+        if engine != "torch" or device == "cuda" or settings.engine == "torch"
+        for mode in modes(engine, graph.precision, engine_options(settings, device))
+    ]
+    if found:
+        return found
+    asked = [pair for pair in pairs if settings.precision != "auto" or pair[0] is pairs[0][0]]
+    without_torch = [pair for pair in asked if pair[1] != "torch"]
+    return [Candidate(graph, engine, settings.device, None) for graph, engine in without_torch or asked]
+
+
+def engine_options(
+    settings: Settings, device: Device, mode: str | None = None, cache: Path | None = None
+) -> EngineOptions:
+    sizes = tuple(batch_sizes(settings.max_batch_size))
+    return EngineOptions(device, mode, settings.threads, sizes, cache)
+
+
+def cache_directory(directory: Path, manifest: Manifest, settings: Settings) -> Path:
+    """Where what was measured and compiled for an artifact is kept; it need not exist."""
+    if settings.engine_cache is not None:
+        return settings.engine_cache / f"{directory.resolve().name}-{manifest.version}"
+    return directory.resolve().with_name(f"{directory.resolve().name}.cache")
+
+
+def _pairs(manifest: Manifest, kind: GraphKind, settings: Settings) -> list[tuple[Graph, EngineName]]:
+    """Graphs with the installed engines that may run them, as the settings allow, in the artifact's order."""
+    graphs = [graph for graph in manifest.graphs if graph.kind == kind]
+    wanted = [graph for graph in graphs if settings.precision in ("auto", graph.precision)]
+    if kind == "introspect":  # never int8; and one precision less than classify has is no reason to fail
+        wanted = [g for g in wanted or graphs if g.precision not in INT8]
+    names = [name for name in ENGINE_NAMES if settings.engine in ("auto", name)]
+    pairs = [(graph, name) for graph in wanted for name in names if name in graph.engines]
+    if not pairs:
+        raise NothingRuns(
+            f"{manifest.name} has no {kind} graph of precision {settings.precision} for engine "
+            f"{settings.engine}; there is: {_describe(graphs)} (`residuum export --precision` adds others)"
+        )
+    there = [pair for pair in pairs if installed_version(pair[1]) is not None]
+    return there or [pair for pair in pairs if pair[1] == pairs[0][1]]  # to be told how to install it
+
+
+def _describe(graphs: Iterable[Graph]) -> str:
+    return ", ".join(f"{graph.precision} ({', '.join(graph.engines)})" for graph in graphs) or "none"
+
+
+def _try_all(
+    directory: Path,
+    manifest: Manifest,
+    found: Sequence[Candidate],
+    row: Row,
+    settings: Settings,
+    stop: Event | None,
+) -> list[EngineTrial]:
+    trials: list[EngineTrial] = []
+    cache = cache_directory(directory, manifest, settings)
+    for candidate in found:
+        if stop is not None and stop.is_set():
+            raise NothingRuns("stopped while loading")
+        if candidate.device == "cpu" and any(t.device == "cuda" and t.score_ms is not None for t in trials):
+            trials.append(_trial(candidate, problem="not tried: a GPU is right"))
+            continue
+        options = engine_options(settings, candidate.device, candidate.mode, cache)
+        trials.append(_try(directory / candidate.graph.file, candidate, manifest, row, options))
+    return trials
+
+
+def _try(
+    path: Path, candidate: Candidate, manifest: Manifest, row: Row, options: EngineOptions
+) -> EngineTrial:
+    """Open, check and time one candidate, and close it again; what fails is in the trial."""
+    batch_ms: dict[int, float] = {}
+    try:
+        engine = open_engine(candidate.engine, path, candidate.graph.precision, options)
+        try:
+            for size in sorted({1, max(options.batch_sizes)}):
+                batch = golden_batch(row, candidate.graph, size)
+                started = time.perf_counter()
+                outputs = engine.run(batch)  # the first run of a size allocates, and on a GPU much more
+                first_s = time.perf_counter() - started
+                error = check_golden(outputs, candidate.graph, manifest.num_classes, size)
+                slow = candidate.device == "cpu" and first_s > SLOW_S
+                batch_ms[size] = first_s * 1000 if slow else _fastest_ms(partial(engine.run, batch))
+        finally:
+            engine.close()
+    except (EngineError, WrongAnswer) as problem:
+        return _trial(candidate, batch_ms=batch_ms, problem=str(problem))
+    score = math.prod(ms / size for size, ms in batch_ms.items()) ** (1 / len(batch_ms))
+    return _trial(candidate, batch_ms=batch_ms, score_ms=score, golden_error=error)
+
+
+def _fastest_ms(run: Callable[[], object]) -> float:
+    """The least of the runs of `TIMED_S`: what else the machine does can only add to it."""
+    fastest, end = math.inf, time.monotonic() + TIMED_S
+    while fastest == math.inf or time.monotonic() < end:
+        started = time.perf_counter()
+        run()
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest * 1000
+
+
+def _trial(candidate: Candidate, **measured: Any) -> EngineTrial:
+    return EngineTrial(
+        precision=candidate.graph.precision,
+        engine=candidate.engine,
+        version=installed_version(candidate.engine) or "not installed",
+        device=candidate.device,
+        mode=candidate.mode,
+        **measured,
+    )
+
+
+def _log(
+    manifest: Manifest, kind: GraphKind, found: Sequence[Candidate], trials: Sequence[EngineTrial]
+) -> None:
+    for candidate, trial in zip(found, trials, strict=True):
+        times = ", ".join(f"{ms:.2f} ms for {size}" for size, ms in trial.batch_ms.items())
+        words = [times, trial.problem, "chosen" if trial.chosen else None]
+        logger.info("%s %s: %s: %s", manifest.name, kind, candidate, ", ".join(filter(None, words)))

@@ -1,0 +1,89 @@
+"""Which engine won, kept beside the artifact for the next start: a JSON file, read and written without fuss.
+
+It holds a few entries, newest last, each under a key: everything that could change the outcome. A file that
+cannot be read says nothing, and one that cannot be written is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.manifest import Manifest
+from service.engines import ENGINE_NAMES, installed_version
+from service.engines.machine import cpu_features, cpu_name, gpu_name, num_cores
+from service.schemas import EngineTrial
+from service.settings import Settings
+
+logger = logging.getLogger("residuum")
+
+KEPT = 16  # entries: two graphs, and some ways of starting the server
+
+
+class Key(BaseModel):
+    """The machine, the software, the artifact and what was asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu: str
+    cpu_features: tuple[str, ...]
+    cores: int
+    gpu: str | None
+    engines: dict[str, str | None]
+    artifact: tuple[str, ...]  # name, version, SHA-256 of each graph
+    max_batch_size: int
+    threads: int
+    candidates: tuple[str, ...]
+
+
+class _Entry(BaseModel):
+    key: Key
+    trials: tuple[EngineTrial, ...]
+
+
+class _File(BaseModel):
+    entries: tuple[_Entry, ...] = ()
+
+
+def trials_key(manifest: Manifest, settings: Settings, candidates: Sequence[str]) -> Key:
+    return Key(
+        cpu=cpu_name(),
+        cpu_features=cpu_features(),
+        cores=num_cores(),
+        gpu=gpu_name(),
+        engines={name: installed_version(name) for name in ENGINE_NAMES},
+        artifact=(manifest.name, manifest.version, *(graph.sha256 for graph in manifest.graphs)),
+        max_batch_size=settings.max_batch_size,
+        threads=settings.threads,
+        candidates=tuple(candidates),
+    )
+
+
+def find_trials(file: Path, key: Key) -> tuple[EngineTrial, ...] | None:
+    """What was measured under that very key, or None."""
+    return next((entry.trials for entry in _read(file).entries if entry.key == key), None)
+
+
+def keep_trials(file: Path, key: Key, trials: tuple[EngineTrial, ...]) -> None:
+    """Put an entry into the file, in place of an older one of the same key; all or nothing."""
+    others = [entry for entry in _read(file).entries if entry.key != key]
+    entries = _File(entries=(*others, _Entry(key=key, trials=trials))[-KEPT:])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
+            new.write(entries.model_dump_json(indent=1) + "\n")
+        os.replace(new.name, file)
+    except OSError as error:
+        logger.info("The choice of engines is not kept: %s", error)
+
+
+def _read(file: Path) -> _File:
+    try:
+        return _File.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return _File()

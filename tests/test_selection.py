@@ -1,0 +1,291 @@
+"""`auto` is measured: the fastest that is right wins, and what is wrong or cannot run is named with why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from models.manifest import Graph, Manifest, read_manifest, sha256_of
+from service.engines import ENGINE_NAMES
+from service.engines.machine import cpu_features
+from service.golden import golden_batch, golden_row
+from service.repository import LoadError, load_model
+from service.selection import Candidate, Choice, NothingRuns, candidates, choose
+from service.settings import Settings
+
+SOUND = 0.05  # a right kernel is that close to exact emulation, as a part of the logits; measured 0.01
+
+
+class Noise(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self._left = list(np.random.default_rng(0).integers(0, 256, (2, 8, 32, 32, 3), np.uint8))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return {"images": self._left.pop()} if self._left else None
+
+
+@pytest.fixture(scope="module")
+def several(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random artifact with an int8 classify graph, for all engines.
+
+    Its weights are all alike and use the whole range, so that its activations are high: sums of two products
+    do not fit into 16 bits.
+    """
+    out = Path(shutil.copytree(artifact, tmp_path_factory.mktemp("several") / "resnet20"))
+    manifest = read_manifest(out)
+    fp32 = manifest.graph("classify")
+    assert fp32 is not None
+    model = onnx.load(out / fp32.file)
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.ndim == 4:
+            weight.CopyFrom(numpy_helper.from_array(np.full_like(values, 1 / values[0].size), weight.name))
+    quantize_static(
+        model,
+        out / "classify.int8.onnx",
+        Noise(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    graphs = [graph.model_copy(update={"engines": ENGINE_NAMES}) for graph in manifest.graphs]
+    int8 = emulated(fp32, out, "classify.int8.onnx")
+    rewrite(manifest, out, [*graphs, int8])
+    return out
+
+
+def emulated(graph: Graph, directory: Path, file: str) -> Graph:
+    """The int8 graph in that file, with the golden logits that exact emulation gives: Q and DQ in float."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(directory / file, options, providers=["CPUExecutionProvider"])
+    row = golden_row(directory, read_manifest(directory))
+    (logits_1K,) = session.run(["logits"], golden_batch(row, graph, 1))
+    return graph.model_copy(
+        update={
+            "precision": "int8",
+            "file": file,
+            "sha256": sha256_of(directory / file),
+            "engines": ("onnxruntime", "openvino"),
+            "golden_logits": tuple(map(float, logits_1K[0])),
+            "golden_tolerance": SOUND * float(np.abs(logits_1K).max()),
+        }
+    )
+
+
+def rewrite(manifest: Manifest, directory: Path, graphs: list[Graph]) -> Manifest:
+    changed = manifest.model_copy(update={"graphs": tuple(graphs)})
+    changed.write(directory)
+    return changed
+
+
+def settings_for(tmp_path: Path, **given: Any) -> Settings:
+    return Settings(
+        **{"device": "cpu", "threads": 2, "max_batch_size": 2, "engine_cache": tmp_path / "cache", **given}
+    )
+
+
+def chosen(directory: Path, settings: Settings, kind: Any = "classify", **options: Any) -> Choice:
+    manifest = read_manifest(directory)
+    return choose(directory, manifest, kind, golden_row(directory, manifest), settings, **options)
+
+
+def words(found: list[Candidate]) -> list[str]:
+    return [str(candidate) for candidate in found]
+
+
+def test_candidates_are_what_this_machine_should_try(several: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(several)
+    assert words(candidates(manifest, "classify", settings_for(tmp_path))) == [
+        "fp32 onnxruntime on cpu",
+        "fp32 openvino latency on cpu",
+        "fp32 openvino throughput on cpu",
+        "int8 onnxruntime on cpu",
+        "int8 openvino latency on cpu",
+        "int8 openvino throughput on cpu",
+    ]
+    assert words(candidates(manifest, "introspect", settings_for(tmp_path, precision="int8"))) == [
+        "fp32 onnxruntime on cpu",
+        "fp32 openvino latency on cpu",
+        "fp32 openvino throughput on cpu",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"engine": "onnxruntime", "precision": "int8"}, ["int8 onnxruntime on cpu"]),
+        ({"engine": "openvino", "threads": 1, "precision": "fp32"}, ["fp32 openvino latency on cpu"]),
+        ({"engine": "torch", "precision": "fp32"}, ["fp32 torch eager on cpu"]),
+        ({"engine": "openvino", "device": "cuda", "precision": "fp32"}, ["fp32 openvino on cuda"]),
+    ],
+)
+def test_settings_narrow_the_candidates(
+    several: Path, tmp_path: Path, given: dict[str, Any], expected: list[str]
+) -> None:
+    assert words(candidates(read_manifest(several), "classify", settings_for(tmp_path, **given))) == expected
+
+
+def test_half_precision_without_the_hardware_is_tried_only_when_asked_for(
+    several: Path, tmp_path: Path
+) -> None:
+    """fp16 cannot win on a CPU that has no arithmetic for it."""
+    manifest = read_manifest(several)
+    fp32 = manifest.graph("classify")
+    assert fp32 is not None
+    half = fp32.model_copy(update={"precision": "fp16", "engines": ("onnxruntime",)})
+    manifest = manifest.model_copy(update={"graphs": (*manifest.graphs, half)})
+    found = candidates(manifest, "classify", settings_for(tmp_path))
+    assert "fp16" not in {candidate.graph.precision for candidate in found}
+    asked = candidates(manifest, "classify", settings_for(tmp_path, precision="fp16"))
+    assert words(asked) == ["fp16 onnxruntime on cpu"]
+
+
+def test_what_the_artifact_lacks_is_said(several: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        NothingRuns, match=r"no classify graph of precision bf16 for engine auto; there is: fp32 \(onnx"
+    ):
+        candidates(read_manifest(several), "classify", settings_for(tmp_path, precision="bf16"))
+    with pytest.raises(LoadError, match="no classify graph of precision int8 for engine torch"):
+        load_model(several, settings_for(tmp_path, precision="int8", engine="torch"))
+
+
+def test_the_fastest_that_is_right_wins(several: Path, tmp_path: Path) -> None:
+    choice = chosen(several, settings_for(tmp_path))
+    right = [trial for trial in choice.trials if trial.score_ms is not None]
+    assert len(choice.trials) == 6
+    assert [trial for trial in choice.trials if trial.chosen] == [min(right, key=lambda t: t.score_ms or 0)]
+    for trial in right:
+        assert list(trial.batch_ms) == [1, 2]
+        assert trial.score_ms == pytest.approx((trial.batch_ms[1] * trial.batch_ms[2] / 2) ** 0.5)
+        assert trial.problem is None
+    for trial in choice.trials:
+        if trial.score_ms is None:
+            assert "golden logits differ" in (trial.problem or "")
+
+
+def test_int8_kernels_that_saturate_are_found_out(several: Path, tmp_path: Path) -> None:
+    """The real thing where the processor has no VNNI: full-range weights overflow 16-bit sums there."""
+    if not cpu_features() or any("vnni" in f or f in ("asimddp", "i8mm") for f in cpu_features()):
+        pytest.skip("this processor adds int8 products in 32 bits")
+    choice = chosen(several, settings_for(tmp_path, engine="onnxruntime"))
+    assert choice.candidate.graph.precision == "fp32"
+    [int8] = [trial for trial in choice.trials if trial.precision == "int8"]
+    assert "the golden logits differ by" in (int8.problem or "")
+    with pytest.raises(LoadError, match="the golden logits differ by"):
+        load_model(several, settings_for(tmp_path, precision="int8"))
+
+
+def test_int8_that_answers_otherwise_than_its_artifact_says_falls_back(several: Path, tmp_path: Path) -> None:
+    """The same on every processor: the int8 file's own logits are none that a kernel gives."""
+    directory = Path(shutil.copytree(several, tmp_path / "wrong"))
+    manifest = read_manifest(directory)
+    *graphs, int8 = manifest.graphs
+    wrong = int8.model_copy(update={"golden_logits": tuple(2 * v for v in int8.golden_logits)})
+    rewrite(manifest, directory, [*graphs, wrong])
+    model = load_model(directory, settings_for(tmp_path))
+    assert model.precision == "fp32"
+    trials = model.graphs["classify"].trials
+    problems = {trial.precision: trial.problem for trial in trials if not trial.chosen}
+    assert "classify.int8.onnx at batch size 1: the golden logits differ by" in (problems["int8"] or "")
+    model.close()
+
+
+def test_when_nothing_is_right_every_reason_is_given(several: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(several, tmp_path / "broken"))
+    manifest = read_manifest(directory)
+    graphs = [g.model_copy(update={"golden_logits": (1e9,) * len(g.golden_logits)}) for g in manifest.graphs]
+    rewrite(manifest, directory, graphs)
+    with pytest.raises(NothingRuns, match=r"fp32\.onnx at batch size 1: .*int8\.onnx at batch size 1: "):
+        chosen(directory, settings_for(tmp_path))
+
+
+def test_a_sole_candidate_is_not_timed(several: Path, tmp_path: Path) -> None:
+    choice = chosen(several, settings_for(tmp_path, engine="onnxruntime"), "introspect")
+    [trial] = choice.trials
+    assert (trial.chosen, trial.batch_ms, trial.score_ms) == (True, {}, None)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Settings:
+    """Two candidates."""
+    return settings_for(tmp_path, precision="fp32", threads=1)
+
+
+def cache_file(tmp_path: Path) -> Path:
+    [file] = (tmp_path / "cache").glob("*/engines.json")
+    return file
+
+
+def test_a_choice_is_remembered_for_the_same_machine(several: Path, tmp_path: Path, narrow: Settings) -> None:
+    first = chosen(several, narrow)
+    again = chosen(several, narrow)
+    assert (first.remembered, again.remembered) == (False, True)
+    assert (again.candidate, again.trials) == (first.candidate, first.trials)
+    assert not chosen(several, narrow, remember=False).remembered
+    assert not chosen(several, narrow.model_copy(update={"max_batch_size": 1})).remembered
+    assert chosen(several, narrow).remembered  # the other entry did not push it out
+    file = cache_file(tmp_path)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    for entry in stored["entries"]:
+        entry["key"]["cpu"] = "another processor"
+    file.write_text(json.dumps(stored), encoding="utf-8")
+    assert not chosen(several, narrow).remembered
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"entries": [{}]}', b"\xff\x00"])
+def test_a_broken_file_is_measured_anew_and_mended(
+    several: Path, tmp_path: Path, narrow: Settings, content: bytes
+) -> None:
+    chosen(several, narrow)
+    cache_file(tmp_path).write_bytes(content)
+    assert not chosen(several, narrow).remembered
+    assert chosen(several, narrow).remembered
+
+
+def test_a_place_that_cannot_be_written_is_no_error(several: Path, tmp_path: Path, narrow: Settings) -> None:
+    (tmp_path / "cache").write_text("a file where the directory should be", encoding="utf-8")
+    assert not chosen(several, narrow).remembered
+    assert not chosen(several, narrow).remembered
+
+
+def test_a_remembered_choice_is_checked_and_made_anew(several: Path, tmp_path: Path) -> None:
+    """It says that int8 is fastest; its graph no longer answers so."""
+    directory = Path(shutil.copytree(several, tmp_path / "changed"))
+    settings = settings_for(tmp_path, engine="onnxruntime")
+    chosen(directory, settings)
+    file = cache_file(tmp_path)
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    [entry] = stored["entries"]
+    for trial in entry["trials"]:
+        trial["chosen"] = trial["precision"] == "int8"
+    manifest = read_manifest(directory)
+    *graphs, int8 = manifest.graphs
+    rewrite(
+        manifest,
+        directory,
+        [*graphs, int8.model_copy(update={"golden_logits": tuple(2 * v for v in int8.golden_logits)})],
+    )
+    file.write_text(json.dumps(stored), encoding="utf-8")
+    model = load_model(directory, settings)
+    assert (model.precision, model.graphs["classify"].remembered) == ("fp32", False)
+    model.close()
+    assert chosen(directory, settings).candidate.graph.precision == "fp32"
+
+
+def test_the_cache_is_beside_the_artifact_by_default(several: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(several, tmp_path / "mine"))
+    chosen(directory, settings_for(tmp_path, precision="fp32", threads=1, engine_cache=None))
+    assert (tmp_path / "mine.cache" / "engines.json").is_file()
+    assert sorted(path.name for path in directory.iterdir()) == sorted(p.name for p in several.iterdir())
