@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from models.training.recipe import Recipe
     from service.introspection_query import IntrospectQuery
     from service.repository import LoadedModel
+    from service.settings import Settings
 
 # What runs a graph, of the server's settings; the other settings are about serving.
 ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads", "engine_cache")
@@ -382,6 +385,13 @@ def pull_options(parser: argparse.ArgumentParser) -> None:
     add_setting_flags(parser, tuple(PullSettings.model_fields), PullSettings)
 
 
+def count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: 0 or more is expected")
+    return number
+
+
 def three_numbers(text: str) -> tuple[float, ...]:
     try:
         red, green, blue = map(float, text.split(","))
@@ -397,7 +407,7 @@ def pull(args: argparse.Namespace) -> int:
     need("pull", "torch", "onnx", "onnxscript", "httpx", "platformdirs", "filelock")
     from export.pull import Access, Request, pull
     from models.download import default_cache
-    from service.settings import PullSettings, load_pull_settings
+    from service.settings import PullSettings, load_pull_settings, load_settings
 
     settings = load_pull_settings(**given(args, tuple(PullSettings.model_fields)))
     request = Request(
@@ -409,7 +419,7 @@ def pull(args: argparse.Namespace) -> int:
         labels=args.labels,
         preprocessing=given(args, ("resize", "crop", "interpolation", "mean", "std")),
         precisions=precision_request(args),
-        time_graphs=time_graphs,
+        time_graphs=partial(time_graphs, load_settings(max_batch_size=8)),
         force=args.force,
     )
     cache = settings.cache or default_cache()
@@ -543,18 +553,18 @@ def export_options(parser: argparse.ArgumentParser) -> None:
         choices=("random",),
         help="random ones, for benchmarks and tests: what it answers means nothing",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random weights (default: 0)")
+    parser.add_argument("--seed", type=count, default=0, metavar="N", help="of random weights (default: 0)")
     precision_options(parser)
     smaller = parser.add_argument_group("smaller, at some cost; both train on --data")
     smaller.add_argument(
         "--prune", type=float, metavar="RATIO", help="drop this fraction of the branches' inner channels"
     )
     smaller.add_argument(
-        "--prune-epochs", type=int, default=1, metavar="N", help="fine-tune after pruning (default: 1)"
+        "--prune-epochs", type=count, default=1, metavar="N", help="fine-tune after pruning (default: 1)"
     )
     smaller.add_argument(
         "--qat-epochs",
-        type=int,
+        type=count,
         default=0,
         metavar="N",
         help="fine-tune int8's weights under its rounding, on 20,000 images an epoch at most (default: 0)",
@@ -579,6 +589,13 @@ def precision_options(parser: argparse.ArgumentParser) -> None:
         "--num-calibration", type=int, default=512, metavar="N", help="so many of them (default: 512)"
     )
     group.add_argument(
+        "--keep-layers",
+        type=count,
+        default=0,
+        metavar="N",
+        help="leave the N layers that int8 harms most in floating point (default: 0)",
+    )
+    group.add_argument(
         "--data",
         metavar="PATH",
         help="measure accuracy on its validation split (default: --calibration's, if it has one)",
@@ -589,22 +606,35 @@ def precision_options(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    need("export", "torch", "onnx", "onnxscript")
-    from export.pipeline import export_artifact
+    need("export", "torch", "onnx", "onnxscript", "matplotlib", "tqdm")
+    from export.pipeline import check_replaceable, export_artifact
     from export.precisions import Precisions, read_images
     from service.settings import load_settings
 
+    # What can be refused is refused before anything is trained.
+    settings = load_settings(max_batch_size=8)
     request = precision_request(args)
+    if args.qat_epochs and "int8" not in request.names:
+        raise CommandError("--qat-epochs fine-tunes weights for --precision int8: ask for that too")
     model, metadata, provenance, usual_name = source_of(args)
-    out = args.out or load_settings().artifacts / (args.name or usual_name)
+    out = args.out or settings.artifacts / (args.name or usual_name)
     name = args.name or out.resolve().name
-    if args.prune is not None:
-        model, metadata = prune(model, metadata, name, args)
-        provenance["pruned"] = args.prune
+    check_replaceable(out.resolve())
+    if args.prune:
+        check_pruning(model, args)
     calibration, validation = read_images(request, metadata)
+    if args.prune:
+        model, metadata = pruned_network(model, metadata, name, args)
+        provenance["pruned"] = args.prune
     tuned = fine_tuned_for_int8(model, metadata, calibration, args) if args.qat_epochs else None
     precisions = Precisions(
-        request.names, calibration, request.allow_loss, tuned, args.qat_epochs, time_graphs
+        request.names,
+        calibration,
+        request.allow_loss,
+        request.keep_layers,
+        tuned,
+        args.qat_epochs,
+        partial(time_graphs, settings),
     )
     manifest = export_artifact(
         model, metadata, name, out, validation=validation, precisions=precisions, **provenance
@@ -642,19 +672,25 @@ def source_of(args: argparse.Namespace) -> tuple[ResNet, CheckpointMetadata, dic
     return model, metadata, {"source": source, "weights_sha256": sha256_of(path)}, path.resolve().parent.name
 
 
-def prune(
+def check_pruning(model: ResNet, args: argparse.Namespace) -> None:
+    need("export", "torch_pruning")
+    need("train", "datasets", "lightning_fabric")
+    from export.prune import check_prunable
+
+    if args.data is None:
+        raise CommandError("--prune fine-tunes and is measured on --data: give it")
+    check_prunable(model.spec, args.prune)
+
+
+def pruned_network(
     model: ResNet, metadata: CheckpointMetadata, name: str, args: argparse.Namespace
 ) -> tuple[ResNet, CheckpointMetadata]:
     """As --prune and --prune-epochs ask; the fine-tuned checkpoint and its curves stay under runs/."""
-    need("export", "torch_pruning")
-    need("train", "datasets", "lightning_fabric")
     from export.images import calibration_images
     from export.prune import NUM_STATISTICS_IMAGES, describe_pruned, prune
     from models.training.data import load_images
     from models.training.fine_tune import fine_tune, fine_tune_recipe
 
-    if args.data is None:
-        raise CommandError("--prune fine-tunes and is measured on --data: give it")
     served = metadata.preprocessing
     images = calibration_images(args.data, served, NUM_STATISTICS_IMAGES).images
     pruned, tuned = prune(model, args.prune, images, served), None
@@ -663,7 +699,8 @@ def prune(
         stored = served.model_copy(update={"resize": recipe.store_size, "crop": recipe.store_size})
         train_set = load_images(args.data, "train", stored)
         valid_set = load_images(args.data, "valid", served)
-        pruned, tuned = fine_tune(pruned, recipe, train_set, valid_set, Path("runs") / f"{name}-pruned")
+        out = Path("runs") / f"{name}-pruned-{args.prune:g}"
+        pruned, tuned = fine_tune(pruned, recipe, train_set, valid_set, out)
     return pruned, describe_pruned(pruned, args.prune, metadata, tuned)
 
 
@@ -675,12 +712,13 @@ def fine_tuned_for_int8(
 ) -> ResNet:
     """As --qat-epochs asks."""
     from export.images import calibration_images
-    from export.qat import NUM_IMAGES, fine_tune
+    from export.qat import NUM_IMAGES, fine_tune_under_rounding
 
-    if calibration is None:
-        raise CommandError("--qat-epochs fine-tunes for int8, on images like --calibration's: give it")
+    assert calibration is not None  # int8 is not asked for without
     images = calibration_images(args.data or args.calibration, metadata.preprocessing, NUM_IMAGES)
-    return fine_tune(model, metadata.preprocessing, calibration.images, images.images, args.qat_epochs)
+    return fine_tune_under_rounding(
+        model, metadata.preprocessing, calibration.images, images.images, args.qat_epochs
+    )
 
 
 def precision_request(args: argparse.Namespace) -> PrecisionRequest:
@@ -691,17 +729,17 @@ def precision_request(args: argparse.Namespace) -> PrecisionRequest:
     if args.data or (args.calibration and is_data_set(args.calibration)):
         need("train", "datasets")
     names = tuple(args.precision)
-    return PrecisionRequest(names, args.calibration, args.num_calibration, args.data, args.allow_loss)
+    return PrecisionRequest(
+        names, args.calibration, args.num_calibration, args.data, args.allow_loss, args.keep_layers
+    )
 
 
-def time_graphs(folder: Path, manifest: Manifest) -> dict[str, tuple[Speed, ...]]:
+def time_graphs(settings: Settings, folder: Path, manifest: Manifest) -> dict[str, tuple[Speed, ...]]:
     """How fast this machine's engines run each graph; those that give wrong answers here are left out."""
     from models.manifest import Speed
     from service.engines.machine import describe_machine, gpu_name
     from service.selection import try_graph
-    from service.settings import load_settings
 
-    settings = load_settings(max_batch_size=8)
     speeds: dict[str, tuple[Speed, ...]] = {}
     for graph in manifest.graphs:
         speeds[graph.file] = tuple(
@@ -751,7 +789,8 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    need("export", "torch", "onnx")
+    need("export", "torch", "onnx", "matplotlib")
+    need("pull", "httpx", "platformdirs", "filelock")
     from benchmarks.engines import bench_engines
     from service.settings import load_settings
 
@@ -862,6 +901,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return args.run(args)  # type: ignore[no-any-return]
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `residuum models | head`; what Python still has to write goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # a disk that is full, a folder that cannot be written
+        print_error(str(error))
+        return 2
     except Exception as error:
         # An error that one of our packages defines is for the user; any other is a bug, with its traceback.
         if type(error).__module__.split(".")[0] not in OUR_PACKAGES:

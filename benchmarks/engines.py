@@ -10,6 +10,7 @@ and a ratio is the median of the rounds' own ratios. The last line printed is JS
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -50,6 +51,10 @@ BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
 FLOAT_INPUT_ENGINES = ("onnxruntime", "openvino")
 
 
+class BenchError(Exception):
+    """What is asked for cannot be measured."""
+
+
 @dataclass
 class Row:
     """One engine, one graph, one batch size; `facts` is what goes into the JSON."""
@@ -80,7 +85,15 @@ def bench_engines(
         settings: `engine`, `precision` and `device` choose among the rows; ORT in fp32 is always there.
         batches: sizes; none: what suits the device.
         quick: a quarter of the time, and without `models` the embedded one alone.
+
+    Raises:
+        BenchError: no time, or a batch of nothing.
     """
+    if not 0 < seconds < math.inf:
+        raise BenchError(f"--seconds {seconds:g}: must be above 0")
+    for size in batches:
+        if size < 1:
+            raise BenchError(f"--batch {size}: must be 1 or more")
     device = settings.device if settings.device != "auto" else "cuda" if num_gpus() else "cpu"
     if not models:
         models = [EMBEDDED] if quick else [str(path) for path in default_artifacts(device)]

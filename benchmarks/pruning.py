@@ -1,7 +1,7 @@
 """What pruning costs and what it brings: a curve of accuracy against speed.
 
-    python benchmarks/pruning.py CHECKPOINT --data PATH --out pruning.png
-    python benchmarks/pruning.py CHECKPOINT --data PATH --ratios 0,0.3,0.6 --epochs 0
+    python -m benchmarks.pruning CHECKPOINT --data PATH --out pruning.png
+    python -m benchmarks.pruning CHECKPOINT --data PATH --ratios 0,0.3,0.6 --epochs 0
 
 For every ratio: prune, estimate BatchNorm statistics anew, fine-tune on some training images, and measure
 top-1 on validation images and speed, both of the exported graph in ONNX Runtime on the CPU. Speeds are taken
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,8 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a benchmark runs as a script
 
 from export.graph import export_graph
 from export.prune import NUM_STATISTICS_IMAGES, prune

@@ -59,7 +59,7 @@ def random_artifact(
     from export.images import CalibrationImages
     from export.pipeline import export_artifact
     from export.precisions import Precisions
-    from export.random_weights import RANDOM, random_model
+    from export.random_weights import RANDOM, random_model, sha256_of_weights
 
     model, metadata = random_model(name, seed)
     images = synthetic_images(NUM_CALIBRATION, metadata.preprocessing.crop, FRESH_SEED + 1)
@@ -69,7 +69,7 @@ def random_artifact(
         f"{name}-random",
         directory,
         source=f"random weights, seed {seed}",
-        weights_sha256="0" * 64,
+        weights_sha256=sha256_of_weights(model),
         weights=RANDOM,
         precisions=Precisions(precisions, CalibrationImages("made-up images", images), allow_loss=True),
     )

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+
+from export.emulate import open_session
 
 NUM_BINS = 2048
 _SHARES = tuple(float(share) for share in np.linspace(0.3, 1, 36))  # of a range, that are tried
@@ -64,7 +65,7 @@ def observe(
     extended.CopyFrom(proto)
     del extended.graph.output[:]
     extended.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
-    session = open_plain(extended)
+    session = open_session(extended.SerializeToString())
     first = session.run(list(tensors), {"images": images_NHW3[:1]})
     chunk = max(1, min(64, _CHUNK_BYTES // max(1, sum(value.nbytes for value in first))))
     for start in range(0, len(images_NHW3), chunk):
@@ -72,14 +73,6 @@ def observe(
         yield {
             name: value.astype(np.float32, copy=False) for name, value in zip(tensors, values, strict=True)
         }
-
-
-def open_plain(proto: onnx.ModelProto) -> ort.InferenceSession:
-    """Q and DQ nodes round, and what is between them is computed in floating point: no int8 kernels."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _best_range(counts: NDArray[np.float64], whole: Range, num_levels: int, signed: bool) -> Range:

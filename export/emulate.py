@@ -31,24 +31,27 @@ HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def open_session(graph: Path | bytes, *, optimise: bool = True) -> ort.InferenceSession:
-    """On ONNX Runtime's CPU provider."""
+    """On ONNX Runtime's CPU provider, without its int8 kernels: Q and DQ round, the rest is floating point.
+
+    Args:
+        optimise: not where casts there and back must stay.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not optimise:
-        # Left alone it would fuse Q/DQ into int8 kernels, and cancel casts there and back.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def open_as_written(graph: Path, precision: Precision, also: Sequence[str] = ()) -> ort.InferenceSession:
     """A session that computes what the file says; `also` names more tensors to be given out."""
-    if precision == "fp32" and not also:
-        return open_session(graph)
     proto = onnx.load(graph)
-    if precision != "fp32":
+    is_float32 = precision in ("fp32", "int8")  # apart from what Q and DQ round
+    if not is_float32:
         proto = rounded(proto)
     proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in also)
-    return open_session(proto.SerializeToString(), optimise=precision == "fp32")
+    return open_session(proto.SerializeToString(), optimise=is_float32)
 
 
 def feed(
@@ -70,16 +73,11 @@ def logits_of(
     return np.concatenate([np.asarray(session.run(["logits"], feed(kind, session, c))[0]) for c in chunks])
 
 
-def predict(
+def run_as_written(
     kind: GraphKind, graph: Path, precision: Precision, images_NHW3: NDArray[np.uint8], batch: int = 64
 ) -> NDArray[np.float32]:
     """The logits [N, K] that the file gives by its own arithmetic."""
     return logits_of(kind, open_as_written(graph, precision), images_NHW3, batch)
-
-
-def emulate(graph: Path, images_NHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """`predict` for a quantised classify graph: Q/DQ in float, where no kernel can overflow."""
-    return predict("classify", graph, "int8", images_NHW3)
 
 
 def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:

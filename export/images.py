@@ -6,6 +6,7 @@ like those that will be sent is enough.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def calibration_images(path: str, spec: Preprocessing, count: int) -> Calibratio
     from models.training.data import load_images
 
     found = load_images(path, "train", spec, count, spread=True)
-    return CalibrationImages(_name(path), found.images.numpy())
+    return CalibrationImages(name_of(path), found.images.numpy())
 
 
 def validation_images(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> ValidationImages:
@@ -69,7 +70,7 @@ def validation_images(path: str, spec: Preprocessing, labels: tuple[Label, ...])
     found = load_images(path, "valid", spec)
     if not _are_same(found.classes, labels):
         raise ImagesError(f"--data {path}: its classes are not those of the network, or in another order")
-    return ValidationImages(_name(path), found.images.numpy(), found.labels.numpy())
+    return ValidationImages(name_of(path), found.images.numpy(), found.labels.numpy())
 
 
 def has_labels(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> bool:
@@ -85,10 +86,10 @@ def has_labels(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> boo
 
 
 def is_data_set(path: str) -> bool:
-    """Whether there are splits, or a hub's id is meant; else it is a folder of images."""
+    """Whether there are splits, or an id such as `uoft-cs/cifar10` is meant; else it is for images alone."""
     folder = Path(path)
     if not folder.exists():
-        return not path.startswith(("/", ".", "~"))
+        return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None
     return any(folder.glob("train*.parquet")) or (folder / "train").is_dir()
 
 
@@ -102,7 +103,10 @@ def _are_same(found: Sequence[Label], wanted: Sequence[Label]) -> bool:
 
 def _folder(folder: Path, spec: Preprocessing, count: int) -> CalibrationImages:
     if not folder.is_dir():
-        raise ImagesError(f"--calibration {folder}: there is no such folder")
+        is_file = (
+            "a folder of images is expected, not a file" if folder.exists() else "there is no such folder"
+        )
+        raise ImagesError(f"--calibration {folder}: {is_file}")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise ImagesError(f"--calibration {folder}: there are no images in it")
@@ -114,8 +118,9 @@ def _folder(folder: Path, spec: Preprocessing, count: int) -> CalibrationImages:
             images[index] = preprocess(path.read_bytes(), spec).pixels
         except (OSError, ImageError) as error:
             raise ImagesError(f"--calibration {folder}: {path.name}: {error}") from error
-    return CalibrationImages(_name(str(folder)), images)
+    return CalibrationImages(name_of(str(folder)), images)
 
 
-def _name(path: str) -> str:
+def name_of(path: str) -> str:
+    """What to call a folder, without where it lies; a hub's id as it is."""
     return Path(path).resolve().name if Path(path).exists() else path

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.accuracy import check_accuracy, check_agreement, score
-from export.emulate import predict
+from export.emulate import run_as_written
 from export.graph import export_graph
 from export.images import ValidationImages
-from export.precisions import ENGINES, KINDS, Precisions
-from export.quantize import Int8, quantize
-from export.report import write_report
+from export.precisions import ENGINES, KINDS, Precisions, TimeGraphs
+from export.quantize import Int8, quantize, sensitivities
+from export.report import CHART, TABLE, write_report
 from export.verify import check_parity, golden, reference, synthetic_images
 from models.checkpoint import CheckpointMetadata
 from models.manifest import (
@@ -43,8 +43,11 @@ from models.manifest import (
 )
 from models.resnet import ResNet, describe_blocks
 
+logger = logging.getLogger("residuum")
+
 GOLDEN_IMAGE = "golden.png"
 NUM_PARITY_IMAGES = 24
+NUM_SCAN_IMAGES = 64  # on which the sensitive layers are found
 
 
 class ExportError(Exception):
@@ -82,7 +85,7 @@ def export_artifact(
         ExportError: `out` exists and is not an artifact.
     """
     out = out.resolve()
-    _check_replaceable(out)
+    check_replaceable(out)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every operator of torchvision
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -107,7 +110,7 @@ def export_artifact(
         making = _Making(model, metadata, work, precisions, validation)
         manifest = _describe(making, name, provenance)
         if precisions.time_graphs:
-            manifest = write_report(manifest, precisions.time_graphs(work, manifest), work)
+            manifest = _with_report(manifest, precisions.time_graphs, work)
         manifest.write(work)
         if out.exists():
             out.rename(Path(folder) / "replaced")
@@ -115,8 +118,19 @@ def export_artifact(
     return manifest
 
 
-def _check_replaceable(out: Path) -> None:
-    """What would be lost must be an artifact and nothing else."""
+def _with_report(manifest: Manifest, time_graphs: TimeGraphs, work: Path) -> Manifest:
+    """Whatever fails here, the graphs are made and checked: they are not lost for want of a chart."""
+    try:
+        return write_report(manifest, time_graphs(work, manifest), work)
+    except Exception as error:
+        logger.warning("No report on %s: %s: %s", manifest.name, type(error).__name__, error)
+        for name in (TABLE, CHART):
+            (work / name).unlink(missing_ok=True)
+        return manifest
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises ExportError: what would be lost is not an artifact and nothing else."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -209,25 +223,37 @@ class _Making:
 
     def _quantize(self, precision: Int8, path: Path) -> Quantization:
         """From the exported graph; from another where int8 has weights of its own, or rests on fp16."""
-        calibration, own = self.precisions.calibration, self.precisions.quantized_model
+        calibration = self.precisions.calibration
         assert calibration is not None
+        own = self.precisions.quantized_model if precision == "int8" else None
         base: Precision = "fp16" if precision == "int8-trt" else "fp32"
         with tempfile.TemporaryDirectory() as folder:
             source = self._path("classify", base)
             if own or not source.exists():
                 source = Path(folder) / source.name
                 export_graph("classify", own or self.model, self.metadata.preprocessing, source, base)
-            found = quantize(source, path, calibration.images, precision=precision, dataset=calibration.name)
-        return found.model_copy(update={"qat_epochs": self.precisions.qat_epochs})
+            images, kept = calibration.images, []
+            if self.precisions.keep_layers:
+                errors = sensitivities(source, images[:NUM_SCAN_IMAGES], precision=precision)
+                kept = list(errors)[: self.precisions.keep_layers]
+            found = quantize(
+                source, path, images, precision=precision, dataset=calibration.name, kept_layers=kept
+            )
+        return found.model_copy(update={"qat_epochs": self.precisions.qat_epochs if own else 0})
 
     def _accuracy(
         self, kind: GraphKind, precision: Precision, path: Path
     ) -> tuple[Accuracy | None, str | None]:
-        """On labelled images if there are any; else only how often it says what fp32 does."""
+        """On labelled images if there are any; else only how often it says what fp32 does.
+
+        In half precision `introspect` is the same network as `classify`: parity says what there is to say.
+        """
+        if kind == "introspect" and precision != "fp32":
+            return None, None
         images = self.validation or self.precisions.calibration
         if images is None:
             return None, None
-        logits = predict(kind, path, precision, images.images)
+        logits = run_as_written(kind, path, precision, images.images)
         fp32 = None if precision == "fp32" else self._fp32_logits[kind]
         if fp32 is None:
             self._fp32_logits[kind] = logits

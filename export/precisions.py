@@ -52,7 +52,7 @@ class PrecisionRequest:
         names: any of `Precision`.
         calibration: a data set, or a folder of images; `num_calibration` of them are taken.
         data: a data set to measure accuracy on; None: `calibration`, where that has labels.
-        allow_loss: see `Precisions`.
+        allow_loss, keep_layers: see `Precisions`.
     """
 
     names: tuple[Precision, ...] = ()
@@ -60,9 +60,12 @@ class PrecisionRequest:
     num_calibration: int = NUM_CALIBRATION_IMAGES
     data: str | None = None
     allow_loss: bool = False
+    keep_layers: int = 0
 
     def __post_init__(self) -> None:
-        """Raises PrecisionError: no such precision, or int8 without images."""
+        """Raises PrecisionError: no such precision, int8 without images, or fewer layers than none."""
+        if self.keep_layers < 0:
+            raise PrecisionError(f"--keep-layers {self.keep_layers}: a number of layers is expected")
         if unknown := set(self.names) - set(get_args(Precision)):
             raise PrecisionError(
                 f"--precision {min(unknown)}: there is no such; choose from {', '.join(get_args(Precision))}"
@@ -82,6 +85,7 @@ class Precisions:
         names: any of `Precision`.
         calibration: what int8's ranges are measured on.
         allow_loss: let a precision pass that loses more accuracy than it may.
+        keep_layers: int8 leaves so many layers in floating point, those whose rounding moves the logits most.
         quantized_model: with weights that are used to int8's rounding, in place of the model's; None: the
             model's own; and the epochs that it took.
         time_graphs: measures how fast the graphs are, for the report; None: no report.
@@ -90,6 +94,7 @@ class Precisions:
     names: tuple[Precision, ...] = ()
     calibration: CalibrationImages | None = None
     allow_loss: bool = False
+    keep_layers: int = 0
     quantized_model: ResNet | None = None
     qat_epochs: int = 0
     time_graphs: TimeGraphs | None = None

@@ -60,7 +60,7 @@ def prune(
     Raises:
         PruneError: no such ratio, branches that hide no channels, or so few that rounding keeps all of them.
     """
-    _check(model.spec, ratio)
+    check_prunable(model.spec, ratio)
     if ratio == 0:
         return copy.deepcopy(model).eval()
     thinner = _cut(model, ratio)
@@ -108,7 +108,7 @@ def describe_pruned(
     )
 
 
-def _check(spec: Architecture, ratio: float) -> None:
+def check_prunable(spec: Architecture, ratio: float) -> None:
     if not 0 <= ratio <= MAX_RATIO:  # nor nan
         raise PruneError(f"a ratio of {ratio:g} cannot be pruned: it must lie in [0, {MAX_RATIO}]")
     if HIDDEN_WIDTHS[spec.branch] == 0:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.images import name_of
 from export.options import (
     MAX_PIXELS,
     changed_preprocessing,
@@ -159,7 +160,9 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
     metadata = _describe(model, found, request, say)
     asked = request.precisions
     calibration, validation = read_images(asked, metadata)
-    precisions = Precisions(asked.names, calibration, asked.allow_loss, time_graphs=request.time_graphs)
+    precisions = Precisions(
+        asked.names, calibration, asked.allow_loss, asked.keep_layers, time_graphs=request.time_graphs
+    )
     manifest = export_artifact(
         model,
         metadata,
@@ -213,10 +216,13 @@ def _options(request: Request) -> dict[str, object]:
 
 
 def _precision_options(asked: PrecisionRequest) -> dict[str, object]:
-    """What decides about int8 only where there is any."""
+    """Data sets by their names: where they lie on this machine is nobody's business."""
     options: dict[str, object] = {"precisions": sorted({*asked.names} - {"fp32"})}
     if asked.calibration:
-        options |= {"calibration": asked.calibration, "num_calibration": asked.num_calibration}
+        options |= {"calibration": name_of(asked.calibration), "num_calibration": asked.num_calibration}
+        options["keep_layers"] = asked.keep_layers
+    if asked.data:
+        options["data"] = name_of(asked.data)
     return options
 
 

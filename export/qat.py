@@ -85,7 +85,7 @@ def straight_through(x: Tensor, scale: Tensor | float) -> Tensor:
     return x + (torch.round(x.detach() / scale) * scale - x.detach())
 
 
-def fine_tune(
+def fine_tune_under_rounding(
     model: ResNet,
     preprocessing: Preprocessing,
     calibration_NHW3: NDArray[np.uint8],

@@ -22,12 +22,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from export.calibrate import Range, calibrate, channel_means, observe
-from export.qdq import LARGEST_WEIGHT, LAYERS, Scheme, Step, Writer, beside, own_constants, rounded_tensors
+from export.qdq import (
+    LARGEST_WEIGHT,
+    LAYERS,
+    MIN_SCALE,
+    Scheme,
+    Step,
+    Writer,
+    beside,
+    own_constants,
+    rounded_tensors,
+)
 from models.manifest import Quantization
 
 Int8 = Literal["int8", "int8-trt"]
 METHOD = "ranges of least squared error, biases corrected"
-MIN_SCALE = 2.0**-20  # of an activation: fp16 still holds it to 3 %
 
 
 class QuantizeError(Exception):
@@ -169,7 +178,7 @@ def _step(bounds: Range, scheme: Scheme) -> Step:
     if not bounds.high > bounds.low:
         return Step(1.0, 0)
     if scheme.signed:
-        return Step(max(bounds.high / 127, MIN_SCALE), 0)
+        return Step(max(bounds.high / 127, MIN_SCALE["float16"]), 0)
     scale = (bounds.high - bounds.low) / 255
     return Step(scale, round(-bounds.low / scale))
 

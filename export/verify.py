@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.emulate import emulate, feed, logits_of, open_as_written, open_session
+from export.emulate import feed, logits_of, open_as_written, open_session, run_as_written
 from export.graph import measured, tap_names
 from models.manifest import GraphKind, Parity, Precision, Preprocessing
 from models.resnet import ResNet
@@ -26,7 +26,6 @@ __all__ = [
     "GateError",
     "Reference",
     "check_parity",
-    "emulate",
     "golden",
     "open_session",
     "reference",
@@ -61,10 +60,11 @@ TOLERANCES: dict[Precision, Tolerance] = {
 # An int8 graph against itself at another batch size, likewise: after sums in another order, ties round
 # otherwise.
 BATCH_TOLERANCE = 2e-2
-# An engine against an int8 file's own arithmetic, likewise. On the embedded model, kernels that do not
-# overflow were off by 0.012 at most, those that do (full-range weights without VNNI) by 0.048 to 0.15.
-# A random ResNet-50 makes more of each rounding: 0.024 and 0.043 where quantisation moved logits by 0.07.
-GOLDEN_INT8 = 2.5e-2
+# An engine against an int8 file's own arithmetic, likewise: twice as far as quantisation itself moved the
+# logits, between these. Kernels that do not overflow were off by 0.9 % on the embedded model, those that do
+# (full-range weights without VNNI) by 4.6 %; a random ResNet-50 makes more of each rounding: 2.8 %, of 2.6 %
+# that quantisation moved.
+GOLDEN_INT8 = (2.5e-2, 4e-2)
 
 
 class GateError(Exception):
@@ -164,13 +164,15 @@ def golden(graph: Path, precision: Precision, expected: Reference) -> tuple[NDAr
     """The logits [K] that every engine must give for the golden image, and how far it may be from them.
 
     Of an int8 graph they are its own, emulated: how far quantisation moved them is not the engine's doing.
-    But it is what this network makes of rounding, and an engine that rounds a tie otherwise may do as much.
+    But it is what this network makes of rounding, and an engine that rounds elsewhere may do as much again.
     """
     if precision in TOLERANCES:
         return expected.logits_NK[0], TOLERANCES[precision].golden * max(1.0, expected.logit_range)
-    logits_K = emulate(graph, expected.images_NHW3[:1])[0].astype(np.float64)
+    logits_K = run_as_written("classify", graph, precision, expected.images_NHW3[:1])[0].astype(np.float64)
     noise = float(np.abs(logits_K - expected.logits_NK[0]).max())
-    return logits_K, max(noise, GOLDEN_INT8 * max(1.0, float(np.ptp(logits_K))))
+    unit = max(1.0, float(np.ptp(logits_K)))
+    least, most = GOLDEN_INT8
+    return logits_K, min(max(2 * noise, least * unit), most * unit)
 
 
 def _called(kind: GraphKind, precision: Precision) -> str:

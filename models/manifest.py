@@ -122,7 +122,7 @@ class Quantization(Record):
     dataset: str
     num_images: int
     weight_bits: int
-    kept_layers: tuple[str, ...] = ()  # in higher precision, because the sensitivity scan said so
+    kept_layers: tuple[str, ...] = ()  # in floating point, because rounding them harms most
     qat_epochs: int = 0
 
 
@@ -225,7 +225,7 @@ class Manifest(Record):
         return None
 
     def files(self) -> tuple[str, ...]:
-        """All files of the artifact beside the manifest."""
+        """All files of the artifact beside the manifest; it can be served without the reports."""
         return (self.golden_image, *self.reports, *(graph.file for graph in self.graphs))
 
     def write(self, directory: Path) -> None:
@@ -266,7 +266,7 @@ def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
     for file in manifest.files():
         if not (directory / file).resolve().is_relative_to(directory.resolve()):
             raise ManifestError(f"{path} names a file outside of the artifact: {file}")
-        if not (directory / file).is_file():
+        if file not in manifest.reports and not (directory / file).is_file():
             raise ManifestError(f"{directory} lacks the file {file} that its manifest names")
     if verify:
         for graph in manifest.graphs:

@@ -138,8 +138,12 @@ class Batcher:
             entry.future.add_done_callback(self._forget_if_cancelled)
         return [entry.future for entry in entries]
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Take no more entries, run those that wait, and end; what is left after `timeout_s` is refused."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Take no more entries, run those that wait, and end; what is left after `timeout_s` is refused.
+
+        Returns:
+            Whether it has ended; if not, a batch is still running.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -149,6 +153,7 @@ class Batcher:
             self._waiting.clear()
         for entry in left:
             entry.future.set_exception(Closed("the server stopped before this entry's turn"))
+        return not self._thread.is_alive()
 
     def _forget_if_cancelled(self, future: Future[Result]) -> None:
         """A client that leaves frees its place in the queue at once.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +22,7 @@ from service.engines import Engine, EngineError, EngineInfo, open_engine
 from service.errors import UnknownModel
 from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
 from service.schemas import EngineTrial
-from service.selection import Choice, NothingRuns, cache_directory, choose, engine_options
+from service.selection import Choice, NothingRuns, cache_directory, choose, engine_options, next_best
 from service.settings import EMBEDDED, Settings
 
 logger = logging.getLogger("residuum")
@@ -42,6 +43,12 @@ class LoadedGraph:
     trials: tuple[EngineTrial, ...]
     remembered: bool  # the choice was measured on an earlier start
     batcher: Batcher
+    running: Engine
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """End the batcher, then the engine; one that is still running after `timeout_s` is left alone."""
+        if self.batcher.close(timeout_s):
+            self.running.close()
 
 
 @dataclass(frozen=True)
@@ -76,9 +83,9 @@ class LoadedModel:
         return graph.batcher if graph else None
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Finish what is queued, for `timeout_s` at most, and end the batchers."""
+        """Finish what is queued, for `timeout_s` at most, and end batchers and engines."""
         for graph in self.graphs.values():
-            graph.batcher.close(timeout_s)
+            graph.close(timeout_s)
 
 
 class Repository:
@@ -148,14 +155,19 @@ def load_model(directory: Path, settings: Settings, stop: Event | None = None) -
     Raises:
         LoadError: whatever is wrong with it, or with the engine, precision or device asked for.
     """
-    try:
-        manifest = read_manifest(directory)
-        _check_numbers(manifest)
-        row = golden_row(directory, manifest)
-        kinds = [kind for kind in GRAPH_KINDS if kind == "classify" or manifest.graph(kind) is not None]
-        ready = {kind: _make_ready(directory, manifest, kind, row, settings, stop) for kind in kinds}
-    except (ManifestError, EngineError, WrongAnswer, NothingRuns) as error:
-        raise LoadError(f"cannot load {directory}: {error}") from error
+    ready: dict[GraphKind, _ReadyGraph] = {}
+    with ExitStack() as opened:  # closed where a later one fails
+        try:
+            manifest = read_manifest(directory)
+            _check_numbers(manifest)
+            row = golden_row(directory, manifest)
+            for kind in GRAPH_KINDS:
+                if kind == "classify" or manifest.graph(kind) is not None:
+                    ready[kind] = _make_ready(directory, manifest, kind, row, settings, stop)
+                    opened.callback(ready[kind].engine.close)
+        except (ManifestError, EngineError, WrongAnswer, NothingRuns) as error:
+            raise LoadError(f"cannot load {directory}: {error}") from error
+        opened.pop_all()
     if manifest.provenance.weights == "random":
         logger.warning("%s has random weights: labels mean nothing.", manifest.name)
     graphs = {kind: _start(f"{manifest.name}-{kind}", graph, settings) for kind, graph in ready.items()}
@@ -182,15 +194,23 @@ class _ReadyGraph(NamedTuple):
 def _make_ready(
     directory: Path, manifest: Manifest, kind: GraphKind, row: Row, settings: Settings, stop: Event | None
 ) -> _ReadyGraph:
-    """Choose, open, warm up and check; a choice remembered from an earlier start is made anew if it fails."""
+    """Choose, open, warm up and check: the best, or where it fails at a size not tried, the next best.
+
+    A choice remembered from an earlier start is made anew if it fails.
+    """
     choice = choose(directory, manifest, kind, row, settings, stop=stop)
-    if choice.remembered:
+    while True:
         try:
             return _open(directory, manifest, choice, row, settings, stop)
         except (EngineError, WrongAnswer) as error:
-            logger.warning("%s: chosen on an earlier start, but: %s", choice.candidate, error)
-        choice = choose(directory, manifest, kind, row, settings, remember=False, stop=stop)
-    return _open(directory, manifest, choice, row, settings, stop)
+            problem = str(error)
+        if choice.remembered:
+            logger.warning("%s: chosen on an earlier start, but: %s", choice.candidate, problem)
+            choice = choose(directory, manifest, kind, row, settings, remember=False, stop=stop)
+        else:
+            failed = choice
+            choice = next_best(directory, manifest, kind, row, settings, failed, problem, stop=stop)
+            logger.warning("%s: chosen, but: %s; now %s", failed.candidate, problem, choice.candidate)
 
 
 def _open(
@@ -233,5 +253,10 @@ def _start(name: str, graph: _ReadyGraph, settings: Settings) -> LoadedGraph:
     )
     choice = graph.choice
     return LoadedGraph(
-        choice.candidate.graph.precision, graph.engine.info, choice.trials, choice.remembered, batcher
+        choice.candidate.graph.precision,
+        graph.engine.info,
+        choice.trials,
+        choice.remembered,
+        batcher,
+        graph.engine,
     )

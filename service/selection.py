@@ -30,6 +30,7 @@ from service.engines import (
     EngineError,
     EngineName,
     EngineOptions,
+    EngineUnavailable,
     installed_version,
     modes,
     open_engine,
@@ -38,7 +39,7 @@ from service.engines.machine import num_gpus
 from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
 from service.schemas import EngineTrial
 from service.settings import Settings
-from service.trials import find_trials, keep_trials, trials_key
+from service.trials import Key, find_trials, keep_trials, trials_key
 
 logger = logging.getLogger("residuum")
 
@@ -46,6 +47,7 @@ TIMED_S = 0.1  # for each size of each candidate; at least one run
 SLOW_S = 1.0  # a first run on the CPU that takes longer is the measurement
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")
 INT8 = ("int8", "int8-trt")
+NOT_TRIED = "not tried: a GPU is right"
 
 
 class NothingRuns(Exception):
@@ -106,36 +108,84 @@ def choose(
     found = candidates(manifest, kind, settings)
     if len(found) == 1:
         return Choice(found[0], (_trial(found[0], chosen=True),))
-    file = cache_directory(directory, manifest, settings) / "engines.json"
-    key = trials_key(manifest, settings, [f"{kind}: {candidate}" for candidate in found])
-    if remember and (trials := find_trials(file, key)) is not None:
+    key = _key(manifest, kind, settings, found)
+    if remember and (trials := find_trials(_trials_file(directory, manifest, settings), key)) is not None:
         for candidate in found:
             if any(trial.chosen and candidate.is_of(trial) for trial in trials):
                 return Choice(candidate, trials, remembered=True)
     tried = _try_all(directory, manifest, found, row, settings, stop)
+    return _best(directory, manifest, kind, settings, found, tried)
+
+
+def next_best(
+    directory: Path,
+    manifest: Manifest,
+    kind: GraphKind,
+    row: Row,
+    settings: Settings,
+    failed: Choice,
+    problem: str,
+    *,
+    stop: Event | None = None,
+) -> Choice:
+    """The best of the others, where the candidate of a choice just measured turned out to fail.
+
+    Raises:
+        NothingRuns: none of the others is right, or stopped.
+    """
+    found = candidates(manifest, kind, settings)
+    failure = {"chosen": False, "score_ms": None, "problem": problem}
+    known = [trial.model_copy(update=failure) if trial.chosen else trial for trial in failed.trials]
+    tried = _try_all(directory, manifest, found, row, settings, stop, known=known)
+    return _best(directory, manifest, kind, settings, found, tried)
+
+
+def _best(
+    directory: Path,
+    manifest: Manifest,
+    kind: GraphKind,
+    settings: Settings,
+    found: Sequence[Candidate],
+    tried: Sequence[EngineTrial],
+) -> Choice:
+    """The least score wins, and is kept for the next start; raises NothingRuns where there is none."""
     right = [(trial.score_ms, n) for n, trial in enumerate(tried) if trial.score_ms is not None]
     if not right:
         raise NothingRuns("; ".join(dict.fromkeys(trial.problem or "" for trial in tried)))
     winner = min(right)[1]
     trials = tuple(t.model_copy(update={"chosen": n == winner}) for n, t in enumerate(tried))
     _log(manifest, kind, found, trials)
-    keep_trials(file, key, trials)
+    key = _key(manifest, kind, settings, found)
+    keep_trials(_trials_file(directory, manifest, settings), key, trials)
     return Choice(found[winner], trials)
+
+
+def _key(manifest: Manifest, kind: GraphKind, settings: Settings, found: Sequence[Candidate]) -> Key:
+    return trials_key(manifest, settings, [f"{kind}: {candidate}" for candidate in found])
+
+
+def _trials_file(directory: Path, manifest: Manifest, settings: Settings) -> Path:
+    return cache_directory(directory, manifest, settings) / "engines.json"
 
 
 def try_graph(
     directory: Path, manifest: Manifest, graph: Graph, settings: Settings
 ) -> tuple[EngineTrial, ...]:
-    """How every installed engine that may run the graph does on this machine, slow ones too."""
-    device: Device = "cuda" if num_gpus() and settings.device != "cpu" else "cpu"
-    options = engine_options(settings, device)
-    found = [
-        Candidate(graph, engine, device, mode)
-        for engine in ENGINE_NAMES
-        if engine in graph.engines and installed_version(engine) is not None
-        for mode in modes(engine, graph.precision, options) or (None,)
-    ]
-    return tuple(_try_all(directory, manifest, found, golden_row(directory, manifest), settings, None))
+    """How every installed engine that may run the graph does on this machine's devices, slow ones too."""
+    devices: list[Device] = [d for d in DEVICES if settings.device in ("auto", d)] if num_gpus() else ["cpu"]
+    found: list[Candidate] = []
+    for engine in ENGINE_NAMES:
+        if engine not in graph.engines or installed_version(engine) is None:
+            continue
+        worth = [
+            Candidate(graph, engine, device, mode)
+            for device in devices
+            for mode in _modes(graph, engine, device, settings, set())
+        ]
+        usual = devices[-1] if engine == "openvino" else devices[0]
+        found += worth or [Candidate(graph, engine, usual, None)]
+    row = golden_row(directory, manifest)
+    return tuple(_try_all(directory, manifest, found, row, settings, None, every_device=True))
 
 
 def candidates(manifest: Manifest, kind: GraphKind, settings: Settings) -> list[Candidate]:
@@ -144,22 +194,41 @@ def candidates(manifest: Manifest, kind: GraphKind, settings: Settings) -> list[
     Where nothing is worth trying, what was asked for is: it runs slowly, or says why it cannot.
 
     Raises:
-        NothingRuns: the artifact has no such graph, or no such engine is installed.
+        NothingRuns: the artifact has no such graph for such an engine.
+        EngineUnavailable: the engine asked for by name is not installed, or does not start.
     """
     pairs = _pairs(manifest, kind, settings)
+    broken: set[EngineName] = set()
     found = [
         Candidate(graph, engine, device, mode)
         for device in DEVICES
         if settings.device in ("auto", device)
         for graph, engine in pairs
         if engine != "torch" or device == "cuda" or settings.engine == "torch"
-        for mode in modes(engine, graph.precision, engine_options(settings, device))
+        for mode in _modes(graph, engine, device, settings, broken)
     ]
     if found:
         return found
     asked = [pair for pair in pairs if settings.precision != "auto" or pair[0] is pairs[0][0]]
     without_torch = [pair for pair in asked if pair[1] != "torch"]
     return [Candidate(graph, engine, settings.device, None) for graph, engine in without_torch or asked]
+
+
+def _modes(
+    graph: Graph, engine: EngineName, device: Device, settings: Settings, broken: set[EngineName]
+) -> tuple[str, ...]:
+    """`modes`; none where the engine does not start, and no compiling for minutes unless it is asked for."""
+    if engine in broken:
+        return ()
+    try:
+        found = modes(engine, graph.precision, engine_options(settings, device))
+    except EngineUnavailable as error:
+        if settings.engine == engine:
+            raise
+        logger.warning("%s is left out: %s", engine, error)
+        broken.add(engine)
+        return ()
+    return found if settings.engine == engine else tuple(mode for mode in found if mode != "compile")
 
 
 def engine_options(
@@ -204,14 +273,23 @@ def _try_all(
     row: Row,
     settings: Settings,
     stop: Event | None,
+    *,
+    known: Sequence[EngineTrial] = (),
+    every_device: bool = False,
 ) -> list[EngineTrial]:
+    """A trial of each candidate; `known` has those of an earlier round."""
     trials: list[EngineTrial] = []
     cache = cache_directory(directory, manifest, settings)
     for candidate in found:
         if stop is not None and stop.is_set():
             raise NothingRuns("stopped while loading")
-        if candidate.device == "cpu" and any(t.device == "cuda" and t.score_ms is not None for t in trials):
-            trials.append(_trial(candidate, problem="not tried: a GPU is right"))
+        before = next((trial for trial in known if candidate.is_of(trial)), None)
+        if before is not None and before.problem != NOT_TRIED:
+            trials.append(before)
+            continue
+        gpu_is_right = any(trial.device == "cuda" and trial.score_ms is not None for trial in trials)
+        if candidate.device == "cpu" and gpu_is_right and not every_device:
+            trials.append(_trial(candidate, problem=NOT_TRIED))
             continue
         options = engine_options(settings, candidate.device, candidate.mode, cache)
         trials.append(_try(directory / candidate.graph.file, candidate, manifest, row, options))

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from models.preprocess import Limits
 from service.batcher import Batcher, Closed, DeadlineMissed, QueueFull, Result, Row
 from service.decoding import DecodePool
-from service.engines.onnxruntime import num_cores
+from service.engines.machine import num_cores
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.repository import LoadedModel, LoadError, Repository
 from service.settings import Settings

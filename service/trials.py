@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import mkstemp
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,6 +34,7 @@ class Key(BaseModel):
     cpu_features: tuple[str, ...]
     cores: int
     gpu: str | None
+    tensorrt: int | None  # None: no GPU, or not installed
     engines: dict[str, str | None]
     artifact: tuple[str, ...]  # name, version, SHA-256 of each graph
     max_batch_size: int
@@ -56,6 +57,7 @@ def trials_key(manifest: Manifest, settings: Settings, candidates: Sequence[str]
         cpu_features=cpu_features(),
         cores=num_cores(),
         gpu=gpu_name(),
+        tensorrt=_tensorrt_version(),
         engines={name: installed_version(name) for name in ENGINE_NAMES},
         artifact=(manifest.name, manifest.version, *(graph.sha256 for graph in manifest.graphs)),
         max_batch_size=settings.max_batch_size,
@@ -75,11 +77,26 @@ def keep_trials(file: Path, key: Key, trials: tuple[EngineTrial, ...]) -> None:
     entries = _File(entries=(*others, _Entry(key=key, trials=trials))[-KEPT:])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as new:
-            new.write(entries.model_dump_json(indent=1) + "\n")
-        os.replace(new.name, file)
+        handle, name = mkstemp(dir=file.parent)
+        try:
+            with open(handle, "w", encoding="utf-8") as new:
+                new.write(entries.model_dump_json(indent=1) + "\n")
+            os.chmod(name, 0o644)  # a server of another user may start from the same volume
+            os.replace(name, file)
+        finally:
+            Path(name).unlink(missing_ok=True)
     except OSError as error:
         logger.info("The choice of engines is not kept: %s", error)
+
+
+def _tensorrt_version() -> int | None:
+    if gpu_name() is None:
+        return None
+    try:
+        from service.engines.tensorrt import load_libraries  # imports ONNX Runtime
+    except Exception:  # which is not installed, or does not start
+        return None
+    return load_libraries()
 
 
 def _read(file: Path) -> _File:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import soak
 from benchmarks.aims import judge, print_aims
-from benchmarks.engines import bench_engines
+from benchmarks.engines import BenchError, bench_engines
 from benchmarks.subjects import FloatInput
 from benchmarks.theory import Machine, cost_of, cpu_ceiling, intensity
 from models.count import count
@@ -206,3 +206,16 @@ def test_soak_judges_growth_after_the_first_quarter() -> None:
     leak = soak.judge([(count, 100.0 + count) for count in range(101)], 100)
     assert leak["growth"] > soak.GROWTH_MIB
     assert leak["slope"] == pytest.approx(1000)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batches", "message"),
+    [
+        (0.0, (), "--seconds 0: must be above 0"),
+        (float("nan"), (), "--seconds nan: must be above 0"),
+        (1.0, (8, 0), "--batch 0: must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(seconds: float, batches: tuple[int, ...], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        bench_engines([], load_settings(), seconds=seconds, batches=batches)

@@ -190,7 +190,7 @@ def test_export_with_random_weights_in_other_precisions(
             "at least one",
         ),
         (("resnet20", "--weights", "random", "--prune", "0.3"), "--prune fine-tunes and is measured on"),
-        (("resnet20", "--weights", "random", "--qat-epochs", "1"), "--qat-epochs fine-tunes for int8"),
+        (("resnet20", "--weights", "random", "--qat-epochs", "1"), "--qat-epochs fine-tunes weights for"),
     ],
 )
 def test_mistakes_about_an_export(

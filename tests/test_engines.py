@@ -11,6 +11,7 @@ import pytest
 
 from models.manifest import Precision, read_manifest
 from service.engines import (
+    _WHERE,
     EngineError,
     EngineName,
     EngineOptions,
@@ -68,7 +69,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_silent(classify: Path, capfd: pytest.
     assert capfd.readouterr() == ("", "")
     for options in (EngineOptions(device="cuda"), EngineOptions(mode="cuda"), EngineOptions(mode="tensorrt")):
         with pytest.raises(EngineUnavailable, match="device cuda: ONNX Runtime cannot use it: "):
-            OnnxRuntimeEngine(classify, "fp32", options)
+            OnnxRuntimeEngine(classify, "fp16", options)
 
 
 @pytest.mark.skipif(num_gpus() == 0, reason="this machine has no GPU")
@@ -129,6 +130,7 @@ def test_errors_are_ours(classify: Path, tmp_path: Path) -> None:
         ("int8", EngineOptions(mode="tensorrt"), "symmetric"),
         ("int8-trt", EngineOptions(mode="cuda"), "use TensorRT, or fp16"),
         ("int8-trt", ON_CPU, "use int8 on the CPU"),
+        ("fp32", EngineOptions(mode="tensorrt"), "TF32; use the mode cuda, or fp16"),
         ("bf16", ON_CPU, "lacks bfloat16 kernels"),
         ("bf16", EngineOptions(device="cuda"), "lacks bfloat16 kernels"),
     ],
@@ -153,21 +155,36 @@ def test_modes_worth_trying() -> None:
     if not num_gpus():
         on_gpu = EngineOptions(device="cuda")
         assert modes("onnxruntime", "fp16", on_gpu) == modes("torch", "fp16", on_gpu) == ()
+    else:
+        assert modes("torch", "fp16", EngineOptions(device="cuda")) == ("eager", "compile")
+        assert "tensorrt" not in modes("onnxruntime", "fp32", EngineOptions(device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_an_engine_that_is_not_installed_says_how_to(
     classify: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName
 ) -> None:
-    module = {"openvino": "service.engines.openvino", "torch": "service.engines.pytorch"}[name]
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(EngineUnavailable, match=rf"pip install 'residuum\[{name}\]'"):
+    where = _WHERE[name]
+    monkeypatch.setitem(sys.modules, where.module, None)
+    with pytest.raises(EngineUnavailable, match=rf"engine {name} is installed, but does not start: "):
         open_engine(name, classify, "fp32")
+    monkeypatch.setitem(_WHERE, name, where._replace(distributions=("no-such-distribution",)))
+    with pytest.raises(EngineUnavailable, match=rf"not installed: in .* pip install -e '\.\[{name}\]'"):
+        open_engine(name, classify, "fp32")
+
+
+def test_an_engine_whose_import_fails_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever it raises: a library that is missing, a driver that does not start."""
+    (tmp_path / "broken_engine.py").write_text("raise RuntimeError('libtbb.so is missing')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(_WHERE, "openvino", _WHERE["openvino"]._replace(module="broken_engine"))
+    with pytest.raises(EngineUnavailable, match=r"does not start: libtbb\.so is missing"):
+        modes("openvino", "fp32", ON_CPU)
 
 
 def test_engines_are_imported_only_when_asked_for() -> None:
     code = (
-        "import sys; from service.engines import EngineOptions, modes;"
+        "import sys, service.app; from service.engines import EngineOptions, modes;"
         "modes('torch', 'fp32', EngineOptions('cpu'));"
         "print(sorted({'onnxruntime', 'openvino', 'torch'} & set(sys.modules)))"
     )

@@ -20,7 +20,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from export.emulate import open_as_written, predict, rounded
+from export.emulate import open_as_written, rounded, run_as_written
 from export.graph import DTYPES, OPSETS, ClassifyGraph, export_graph, tap_names
 from export.verify import TOLERANCES, GateError, check_parity, golden, reference, synthetic_images
 from models.manifest import GraphKind, Precision
@@ -136,7 +136,7 @@ def test_emulation_rounds_as_torch_does(export: Export, precision: Precision) ->
     """The rewritten graph against the converted module, whose CPU kernels round every operator's result."""
     model, preprocessing = network("resnet20"), metadata_for(network("resnet20"), SIZE).preprocessing
     path = export("resnet20", "classify", precision)
-    emulated = predict("classify", path, precision, IMAGES)
+    emulated = run_as_written("classify", path, precision, IMAGES)
     with torch.inference_mode():
         converted = ClassifyGraph(model, preprocessing, precision)(torch.from_numpy(IMAGES)).numpy()
         exact = ClassifyGraph(model, preprocessing)(torch.from_numpy(IMAGES)).numpy()

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from export.calibrate import Range, calibrate
-from export.emulate import emulate, open_session
+from export.emulate import open_session, run_as_written
 from export.fuse import fuse_batchnorm
 from export.graph import export_graph
-from export.qat import Rounding, add_rounding, fine_tune, normalised, start_rounding
+from export.qat import Rounding, add_rounding, fine_tune_under_rounding, normalised, start_rounding
 from export.qdq import LAYERS, rounded_tensors
 from export.quantize import Int8, QuantizeError, quantize, sensitivities
 from export.verify import synthetic_images
@@ -135,10 +135,12 @@ def test_the_interface_stays_and_the_file_shrinks(int8: Rounded, fp32: Path) -> 
 
 def test_it_answers_as_fp32_does_at_any_batch(int8: Rounded, fp32: Path) -> None:
     exact = open_session(fp32).run(["logits"], {"images": FRESH})[0]
-    rounded = emulate(int8.path, FRESH)
+    rounded = run_as_written("classify", int8.path, "int8", FRESH)
     assert (rounded.argmax(1) == exact.argmax(1)).mean() > 0.9
     assert ((rounded - exact) ** 2).mean() < 0.01 * exact.var()
-    single = np.concatenate([emulate(int8.path, FRESH[i : i + 1]) for i in range(4)])
+    single = np.concatenate(
+        [run_as_written("classify", int8.path, "int8", FRESH[i : i + 1]) for i in range(4)]
+    )
     # Sums in another order may fall on the other side of a rounding.
     np.testing.assert_allclose(single, rounded[:4], atol=0.02 * np.ptp(rounded))
 
@@ -146,7 +148,7 @@ def test_it_answers_as_fp32_does_at_any_batch(int8: Rounded, fp32: Path) -> None
 def test_real_kernels_compute_what_the_file_says(int8: Rounded) -> None:
     """Whatever the processor: no product overflows."""
     openvino = pytest.importorskip("openvino")
-    expected = emulate(int8.path, FRESH)
+    expected = run_as_written("classify", int8.path, "int8", FRESH)
     tolerance = 0.05 * np.ptp(expected)
     logits = open_session(int8.path).run(["logits"], {"images": FRESH})[0]
     np.testing.assert_allclose(logits, expected, atol=tolerance)
@@ -177,7 +179,9 @@ def test_trt_is_fp16_where_it_is_not_int8(int8_trt: Rounded) -> None:
 
 def test_trt_answers_as_fp32_does(int8_trt: Rounded, fp32: Path) -> None:
     exact = open_session(fp32).run(["logits"], {"images": FRESH})[0]
-    assert ((emulate(int8_trt.path, FRESH) - exact) ** 2).mean() < 0.02 * exact.var()
+    assert (
+        (run_as_written("classify", int8_trt.path, "int8-trt", FRESH) - exact) ** 2
+    ).mean() < 0.02 * exact.var()
 
 
 @pytest.mark.parametrize(("variant", "additions"), [("v2", 9), ("highway", 9)])
@@ -238,7 +242,7 @@ def test_full_range_weights_are_for_who_asks(fp32: Path, tmp_path: Path) -> None
 
 def test_biases_take_up_the_mean_error(fp32: Path, int8: Rounded) -> None:
     exact = open_session(fp32).run(["logits"], {"images": IMAGES})[0]
-    error = emulate(int8.path, IMAGES) - exact
+    error = run_as_written("classify", int8.path, "int8", IMAGES) - exact
     assert np.abs(error.mean(0)).max() < 0.05 * exact.std()
 
 
@@ -306,7 +310,10 @@ def test_fine_tuning_rounds_where_the_graph_does(fp32: Path, int8: Rounded) -> N
     with torch.no_grad():
         found = network(normalised(FRESH, preprocessing)).numpy()
     exact = open_session(fp32).run(["logits"], {"images": FRESH})[0]
-    errors = [((logits - exact) ** 2).mean() for logits in (found, emulate(int8.path, FRESH))]
+    errors = [
+        ((logits - exact) ** 2).mean()
+        for logits in (found, run_as_written("classify", int8.path, "int8", FRESH))
+    ]
     assert errors[0] == pytest.approx(errors[1], rel=0.5)
 
 
@@ -314,7 +321,9 @@ def test_fine_tuning_learns_weights_and_leaves_no_rounding() -> None:
     model = liven(build("resnet20", seed=1))
     preprocessing = metadata_for(model).preprocessing
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    tuned = fine_tune(model, preprocessing, IMAGES[:8], IMAGES[:16], epochs=1, learning_rate=1e-6)
+    tuned = fine_tune_under_rounding(
+        model, preprocessing, IMAGES[:8], IMAGES[:16], epochs=1, learning_rate=1e-6
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     fused = fuse_batchnorm(model)
     assert [name for name, _ in tuned.named_modules()] == [name for name, _ in fused.named_modules()]

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from models.manifest import read_manifest, sha256_of
+from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.errors import UnknownModel
 from service.repository import LoadError, Repository, find_artifact, load_model
 from service.settings import Settings
@@ -71,6 +72,30 @@ def test_what_runs_each_graph_is_told(artifact: Path, settings: Settings) -> Non
     model.close()
 
 
+def test_engines_are_closed_after_their_batchers(artifact: Path, settings: Settings) -> None:
+    model = load_model(artifact, settings)
+    model.close()
+    for graph in model.graphs.values():
+        assert not hasattr(graph.running, "_session")
+
+
+def test_what_was_opened_is_closed_where_a_later_graph_fails(
+    copy: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[object] = []
+    close = OnnxRuntimeEngine.close
+
+    def note(engine: OnnxRuntimeEngine) -> None:
+        closed.append(engine)
+        close(engine)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", note)
+    change_golden(copy)  # of the introspect graph
+    with pytest.raises(LoadError, match="introspect"):
+        load_model(copy, settings)
+    assert len(closed) == 2
+
+
 def test_random_weights_are_warned_of(
     copy: Path, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,12 +106,12 @@ def test_random_weights_are_warned_of(
     assert "resnet20 has random weights: labels mean nothing" in caplog.text
 
 
-def test_an_engine_that_is_not_installed_is_refused(
+def test_an_engine_that_does_not_start_is_refused(
     copy: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "service.engines.openvino", None)
     change_manifest(copy, lambda manifest: [g.update(engines=["openvino"]) for g in manifest["graphs"]])
-    with pytest.raises(LoadError, match="engine openvino is not installed"):
+    with pytest.raises(LoadError, match="engine openvino is installed, but does not start: "):
         load_model(copy, settings.model_copy(update={"engine": "openvino"}))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from models.manifest import Graph, Manifest, read_manifest, sha256_of
@@ -19,7 +21,7 @@ from service.engines import ENGINE_NAMES
 from service.engines.machine import cpu_features
 from service.golden import golden_batch, golden_row
 from service.repository import LoadError, load_model
-from service.selection import Candidate, Choice, NothingRuns, candidates, choose
+from service.selection import Candidate, Choice, NothingRuns, candidates, choose, try_graph
 from service.settings import Settings
 
 SOUND = 0.05  # a right kernel is that close to exact emulation, as a part of the logits; measured 0.01
@@ -282,6 +284,87 @@ def test_a_remembered_choice_is_checked_and_made_anew(several: Path, tmp_path: P
     assert (model.precision, model.graphs["classify"].remembered) == ("fp32", False)
     model.close()
     assert chosen(directory, settings).candidate.graph.precision == "fp32"
+
+
+def wrong_at_two(graph: Graph, directory: Path, file: str) -> Graph:
+    """A graph in no time that gives the golden logits, but at batch size 2: trials do not see it."""
+    golden = np.asarray([graph.golden_logits], np.float32)
+    constants = {"golden": golden, "two": np.int64([2]), "one": np.int64([1])}
+    constants["wrong"] = np.float32([1e3])
+    nodes = [
+        helper.make_node("Shape", ["images"], ["rows"], start=0, end=1),
+        helper.make_node("Equal", ["rows", "two"], ["is_two"]),
+        helper.make_node("Cast", ["is_two"], ["as_float"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["as_float", "wrong"], ["error"]),
+        helper.make_node("Add", ["golden", "error"], ["answer"]),
+        helper.make_node("Concat", ["rows", "one"], ["shape"], axis=0),
+        helper.make_node("Expand", ["answer", "shape"], ["logits"]),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "wrong at two",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 32, 32, 3])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["n", golden.size])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(made, opset_imports=opset, ir_version=8), directory / file)
+    digest = sha256_of(directory / file)
+    return graph.model_copy(update={"precision": "int8", "file": file, "sha256": digest})
+
+
+def test_a_winner_that_fails_after_its_trial_gives_way_to_the_next_best(
+    artifact: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = Path(shutil.copytree(artifact, tmp_path / "late"))
+    manifest = read_manifest(directory)
+    fp32 = manifest.graph("classify")
+    assert fp32 is not None
+    late = wrong_at_two(fp32, directory, "late.onnx")
+    rewrite(manifest, directory, [*manifest.graphs, late])
+    settings = settings_for(tmp_path, engine="onnxruntime", max_batch_size=4)
+    elsewhere = settings.model_copy(update={"engine_cache": tmp_path / "elsewhere"})
+    assert chosen(directory, elsewhere).candidate.graph.precision == "int8"
+    for remembered in (False, True):
+        model = load_model(directory, settings)
+        graph = model.graphs["classify"]
+        assert (graph.precision, graph.remembered) == ("fp32", remembered)
+        problems = {trial.precision: trial.problem for trial in graph.trials}
+        assert "late.onnx at batch size 2: the golden logits differ" in (problems["int8"] or "")
+        model.close()
+    assert "int8 onnxruntime on cpu: chosen, but: late.onnx at batch size 2" in caplog.text
+    with pytest.raises(LoadError, match=r"late\.onnx at batch size 2"):
+        load_model(directory, settings.model_copy(update={"precision": "int8"}))
+
+
+def test_an_engine_that_does_not_start_is_left_out_unless_asked_for(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "service.engines.openvino", None)
+    manifest = read_manifest(several)
+    found = candidates(manifest, "classify", settings_for(tmp_path))
+    assert words(found) == ["fp32 onnxruntime on cpu", "int8 onnxruntime on cpu"]
+    [record] = caplog.records
+    assert "openvino is left out: engine openvino is installed, but does not start" in record.message
+    with pytest.raises(LoadError, match="engine openvino is installed, but does not start"):
+        load_model(several, settings_for(tmp_path, engine="openvino"))
+    graph = manifest.graph("classify")
+    assert graph is not None
+    trials = {trial.engine: trial for trial in try_graph(several, manifest, graph, settings_for(tmp_path))}
+    assert trials["onnxruntime"].score_ms is not None
+    assert "does not start" in (trials["openvino"].problem or "")
+
+
+def test_what_is_kept_can_be_read_by_others_and_leaves_no_rubbish(
+    several: Path, tmp_path: Path, narrow: Settings
+) -> None:
+    chosen(several, narrow)
+    file = cache_file(tmp_path)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    file.unlink()
+    file.mkdir()
+    chosen(several, narrow)
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_the_cache_is_beside_the_artifact_by_default(several: Path, tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ class _Where(NamedTuple):
 
 _WHERE: dict[EngineName, _Where] = {
     "onnxruntime": _Where(
-        "service.engines.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime-gpu", "onnxruntime"), "residuum"
+        "service.engines.onnxruntime", "OnnxRuntimeEngine", ("onnxruntime-gpu", "onnxruntime"), "."
     ),
-    "openvino": _Where("service.engines.openvino", "OpenVinoEngine", ("openvino",), "residuum[openvino]"),
-    "torch": _Where("service.engines.pytorch", "TorchEngine", ("torch",), "residuum[torch]"),
+    "openvino": _Where("service.engines.openvino", "OpenVinoEngine", ("openvino",), ".[openvino]"),
+    "torch": _Where("service.engines.pytorch", "TorchEngine", ("torch",), ".[torch]"),
 }
 
 
@@ -120,11 +120,12 @@ def modes(name: EngineName, precision: Precision, options: EngineOptions) -> tup
     why it does not.
 
     Raises:
-        EngineUnavailable: it is not installed.
+        EngineUnavailable: it is not installed, or does not start.
     """
-    if name == "torch":  # answered without importing it, which takes seconds; compiling takes a minute
-        here = num_gpus() > 0 if options.device == "cuda" else precision == "fp32"
-        return ("eager",) if here and precision in ("fp32", "bf16", "fp16") else ()
+    if name == "torch":  # answered without importing it, which takes seconds
+        if options.device == "cpu":
+            return ("eager",) if precision == "fp32" else ()
+        return ("eager", "compile") if num_gpus() and precision in ("fp32", "bf16", "fp16") else ()
     found: tuple[str, ...] = _module(name).modes(precision, options)
     return found
 
@@ -142,7 +143,9 @@ def installed_version(name: EngineName) -> str | None:
 def _module(name: EngineName) -> Any:
     try:
         return import_module(_WHERE[name].module)
-    except ImportError as error:
-        raise EngineUnavailable(
-            f"engine {name} is not installed ({error}): pip install '{_WHERE[name].install}'"
-        ) from error
+    except Exception as error:  # a broken installation raises what it likes
+        if installed_version(name) is not None:
+            reason = f"is installed, but does not start: {str(error) or repr(error)}"
+        else:
+            reason = f"is not installed: in a checkout, pip install -e '{_WHERE[name].install}'"
+        raise EngineUnavailable(f"engine {name} {reason}") from error

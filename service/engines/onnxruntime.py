@@ -7,7 +7,8 @@ compiles the graph for one GPU (a minute the first time; plans are kept in `opti
 without a word on machines that have no GPU.
 
 What runs nowhere is refused: int8 on CUDA, which has no int8 convolution and would compute in fp32 between
-conversions; bf16, of which the CPU lacks convolutions and CUDA lacks max-pooling (1.31).
+conversions; bf16, of which the CPU lacks convolutions and CUDA lacks max-pooling (1.31); fp32 on TensorRT,
+which computes in TF32 and is given no option against it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 from models.manifest import Precision
 from service.engines import Device, EngineError, EngineInfo, EngineOptions, EngineUnavailable
 from service.engines.machine import auto_threads, num_gpus
-from service.engines.machine import num_cores as num_cores
 
 # ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -57,6 +57,7 @@ REFUSED: dict[tuple[Precision, Mode], str] = {
     ("bf16", "cpu"): _NO_BF16,
     ("bf16", "cuda"): _NO_BF16,
     ("bf16", "tensorrt"): _NO_BF16,
+    ("fp32", "tensorrt"): "TensorRT would compute it in TF32; use the mode cuda, or fp16",
     (
         "int8",
         "cuda",
@@ -118,6 +119,8 @@ def modes(precision: Precision, options: EngineOptions) -> tuple[Mode, ...]:
         return ("cpu",) if precision in ("fp32", "int8") else ()
     if precision in ("int8", "bf16") or why_no_cuda() is not None:
         return ()
+    if precision == "fp32":
+        return ("cuda",)
     found: tuple[Mode, ...] = ("tensorrt",) if why_no_tensorrt() is None else ()
     return found if precision == "int8-trt" else ("cuda", *found)
 

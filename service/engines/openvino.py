@@ -42,7 +42,7 @@ class OpenVinoEngine:
     """A compiled graph, and one request for each stream.
 
     Raises:
-        EngineUnavailable: the device is CUDA, or the precision TensorRT's.
+        EngineUnavailable: the device is CUDA, the precision TensorRT's, or OpenVINO does not start.
         EngineError: the file is no graph that OpenVINO can run.
     """
 
@@ -53,14 +53,14 @@ class OpenVinoEngine:
         mode = options.mode or "latency"
         threads = options.threads or auto_threads()
         _refuse(precision, mode, options)
-        core = openvino.Core()
+        core = _core()
         properties = compile_properties(core, precision, mode, threads)
         try:
             model = core.read_model(graph)
             self._compiled = core.compile_model(model, "CPU", properties)
+            self._requests = [self._compiled.create_infer_request() for _ in range(properties["NUM_STREAMS"])]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {graph.name}: {_first_line(error)}") from error
-        self._requests = [self._compiled.create_infer_request() for _ in range(properties["NUM_STREAMS"])]
         # Names as in the file: where the compiler drops a cast, what it has left bears those of both sides.
         self._inputs = {
             named.get_any_name(): value.element_type.to_dtype()
@@ -111,7 +111,7 @@ def modes(precision: Precision, options: EngineOptions) -> tuple[str, ...]:
     """See `service.engines.modes`; half precisions only where the processor has them."""
     if options.device == "cuda" or precision == "int8-trt":
         return ()
-    if precision in HALF and HALF[precision][0] not in _capabilities(openvino.Core()):
+    if precision in HALF and HALF[precision][0] not in _capabilities(_core()):
         return ()
     streams_help = (options.threads or auto_threads()) > 1 and max(options.batch_sizes) > 1
     return MODES if streams_help else MODES[:1]
@@ -157,8 +157,19 @@ def _refuse(precision: Precision, mode: str, options: EngineOptions) -> None:
         raise EngineError(f"openvino has no mode {mode!r}; there is: {', '.join(MODES)}")
 
 
+def _core() -> openvino.Core:
+    try:
+        return openvino.Core()
+    except Exception as error:
+        raise EngineUnavailable(f"OpenVINO does not start: {_first_line(error)}") from error
+
+
 def _capabilities(core: openvino.Core) -> list[str]:
-    found: list[str] = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """What the processor computes in; raises EngineUnavailable where the CPU plugin cannot be loaded."""
+    try:
+        found: list[str] = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except Exception as error:
+        raise EngineUnavailable(f"OpenVINO does not start: {_first_line(error)}") from error
     return found
 
 
