@@ -66,7 +66,10 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipf
         file.relative_to(ROOT).as_posix()
         for package in ("service", "models", "export", "benchmarks")
         for file in (ROOT / package).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file()
+        and "__pycache__" not in file.parts
+        # What a server that ran in this checkout has measured travels nowhere.
+        and file.parent.suffix != ".cache"
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert held == {"residuum.py", *ours}
