@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from export.images import CalibrationImages
     from export.precisions import PrecisionRequest
     from models.checkpoint import CheckpointMetadata
     from models.manifest import Manifest, Speed
@@ -614,6 +613,9 @@ def export(args: argparse.Namespace) -> int:
     # What can be refused is refused before anything is trained.
     settings = load_settings(max_batch_size=8)
     request = precision_request(args)
+    if args.prune or args.qat_epochs:
+        need("export", "torch_pruning")
+        need("train", "datasets", "lightning_fabric")
     if args.qat_epochs and "int8" not in request.names:
         raise CommandError("--qat-epochs fine-tunes weights for --precision int8: ask for that too")
     model, metadata, provenance, usual_name = source_of(args)
@@ -624,9 +626,17 @@ def export(args: argparse.Namespace) -> int:
         check_pruning(model, args)
     calibration, validation = read_images(request, metadata)
     if args.prune:
-        model, metadata = pruned_network(model, metadata, name, args)
+        from export.training import prune_and_tune
+
+        logs = Path("runs") / f"{name}-pruned-{args.prune:g}"
+        model, metadata = prune_and_tune(model, metadata, args.prune, args.prune_epochs, args.data, logs)
         provenance["pruned"] = args.prune
-    tuned = fine_tuned_for_int8(model, metadata, calibration, args) if args.qat_epochs else None
+    tuned = None
+    if args.qat_epochs and calibration:  # int8 is not asked for without
+        from export.training import tune_for_int8
+
+        data = args.data or args.calibration
+        tuned = tune_for_int8(model, metadata, calibration, data, args.qat_epochs)
     precisions = Precisions(
         request.names,
         calibration,
@@ -673,52 +683,11 @@ def source_of(args: argparse.Namespace) -> tuple[ResNet, CheckpointMetadata, dic
 
 
 def check_pruning(model: ResNet, args: argparse.Namespace) -> None:
-    need("export", "torch_pruning")
-    need("train", "datasets", "lightning_fabric")
     from export.prune import check_prunable
 
     if args.data is None:
         raise CommandError("--prune fine-tunes and is measured on --data: give it")
     check_prunable(model.spec, args.prune)
-
-
-def pruned_network(
-    model: ResNet, metadata: CheckpointMetadata, name: str, args: argparse.Namespace
-) -> tuple[ResNet, CheckpointMetadata]:
-    """As --prune and --prune-epochs ask; the fine-tuned checkpoint and its curves stay under runs/."""
-    from export.images import calibration_images
-    from export.prune import NUM_STATISTICS_IMAGES, describe_pruned, prune
-    from models.training.data import load_images
-    from models.training.fine_tune import fine_tune, fine_tune_recipe
-
-    served = metadata.preprocessing
-    images = calibration_images(args.data, served, NUM_STATISTICS_IMAGES).images
-    pruned, tuned = prune(model, args.prune, images, served), None
-    if args.prune_epochs:
-        recipe = fine_tune_recipe(metadata, args.prune_epochs)
-        stored = served.model_copy(update={"resize": recipe.store_size, "crop": recipe.store_size})
-        train_set = load_images(args.data, "train", stored)
-        valid_set = load_images(args.data, "valid", served)
-        out = Path("runs") / f"{name}-pruned-{args.prune:g}"
-        pruned, tuned = fine_tune(pruned, recipe, train_set, valid_set, out)
-    return pruned, describe_pruned(pruned, args.prune, metadata, tuned)
-
-
-def fine_tuned_for_int8(
-    model: ResNet,
-    metadata: CheckpointMetadata,
-    calibration: CalibrationImages | None,
-    args: argparse.Namespace,
-) -> ResNet:
-    """As --qat-epochs asks."""
-    from export.images import calibration_images
-    from export.qat import NUM_IMAGES, fine_tune_under_rounding
-
-    assert calibration is not None  # int8 is not asked for without
-    images = calibration_images(args.data or args.calibration, metadata.preprocessing, NUM_IMAGES)
-    return fine_tune_under_rounding(
-        model, metadata.preprocessing, calibration.images, images.images, args.qat_epochs
-    )
 
 
 def precision_request(args: argparse.Namespace) -> PrecisionRequest:

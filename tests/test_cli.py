@@ -17,6 +17,7 @@ from PIL import Image
 import residuum as command_line
 from export.verify import synthetic_images
 from models.checkpoint import save_checkpoint
+from models.cifar import cifar_labels
 from models.manifest import read_manifest
 from models.resnet import build
 from models.zoo import ZOO
@@ -175,6 +176,40 @@ def test_export_with_random_weights_in_other_precisions(
     assert {path.name for path in out.iterdir()} == {"manifest.json", *manifest.files()}
     load_model(out, load_settings(max_batch_size=1)).close()
     assert "small has random weights: labels mean nothing" in caplog.text
+
+
+def test_export_prunes_and_fine_tunes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both trainings of an export, on class folders; a network with random weights has CIFAR's classes."""
+    few = replace(
+        ZOO["resnet20"], name="resnet4", depths=(1,), width=16, aliases=(), num_parameters=None, num_macs=None
+    )
+    monkeypatch.setitem(ZOO, "resnet4", few)
+    monkeypatch.setattr("service.selection.TIMED_S", 0.0)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 13), ("val", 2)):
+        for label in cifar_labels(10):
+            folder = tmp_path / "data" / split / label.label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    asked = ["--prune", "0.5", "--precision", "int8", "--qat-epochs", "1", "--allow-loss"]
+    data = ["--data", "./data", "--calibration", "./data", "--num-calibration", "16"]
+    code = command_line.main(["export", "resnet4", "--weights", "random", *asked, *data, "-o", "thin"])
+    assert code == 0, capsys.readouterr().err
+    manifest = read_manifest(tmp_path / "thin")
+    assert manifest.provenance.pruned == 0.5
+    assert (tmp_path / "runs" / "thin-pruned-0.5" / "checkpoint.safetensors").is_file()
+    recipe = manifest.provenance.recipe or {}
+    assert recipe["pruning"]["hidden"] == [[8]]  # type: ignore[index]
+    assert recipe["fine_tuning"]
+    int8 = manifest.graph("classify", "int8")
+    assert int8 is not None
+    assert int8.quantization is not None
+    assert (int8.quantization.qat_epochs, int8.quantization.dataset) == (1, "data")
 
 
 @pytest.mark.parametrize(
