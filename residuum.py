@@ -66,7 +66,7 @@ def add_setting_flags(
     for name in names:
         field = (kind or Settings).model_fields[name]
         default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-        options: dict[str, Any] = {"action": "store_const", "const": True}
+        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if field.annotation is not bool:
             action = "append" if isinstance(field.default, tuple) else "store"
             options = {"action": action, "metavar": name.rsplit("_", 1)[-1].upper()}

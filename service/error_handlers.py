@@ -45,7 +45,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return error.response()
+    return error.response(request.url.path)
 
 
 async def _on_invalid_query(request: Request, error: Exception) -> Response:
@@ -56,11 +56,11 @@ async def _on_invalid_query(request: Request, error: Exception) -> Response:
     if first["type"] == "extra_forbidden":
         return InvalidParameter(
             parameter, f"There is no query parameter {parameter!r} here.", "GET /docs lists them."
-        ).response()
+        ).response(request.url.path)
     message = str(first["msg"])
     return InvalidParameter(
         parameter, f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}."
-    ).response()
+    ).response(request.url.path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -73,9 +73,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             return Response(status_code=204, headers={"Allow": allowed})
         return MethodNotAllowed(
             f"{method} is not possible on {path}.", f"Allowed: {allowed}.", {"Allow": allowed}
-        ).response()
+        ).response(path)
     if error.status_code == 404:
-        return NotFound(f"There is nothing at {path}.", "GET /docs lists every call.").response()
+        return NotFound(f"There is nothing at {path}.", "GET /docs lists every call.").response(path)
     problem = Problem(str(error.detail), headers=dict(error.headers or {}))
     phrase = HTTPStatus(error.status_code).phrase
     document = problem.document() | {"title": phrase, "status": error.status_code, "code": "http_error"}

@@ -2,21 +2,28 @@
 
     Problem                          status  code
     ├── MalformedMultipart           400     malformed_multipart
+    ├── InvalidInference             400     invalid_inference (under /v2)
+    ├── Unauthorized                 401     unauthorized
+    ├── Forbidden                    403     forbidden
     ├── NotFound                     404     not_found
     │   └── UnknownModel             404     unknown_model
     ├── MethodNotAllowed             405     method_not_allowed
     ├── NotAcceptable                406     not_acceptable
+    ├── RequestTimeout               408     request_timeout
+    ├── LoadRefused                  409     load_refused
     ├── TooManyBytes                 413     too_many_bytes
     ├── UnsupportedMediaType         415     unsupported_media_type
     ├── BadImage                     422     empty_body, unsupported_image, ...: that of the ImageError
     ├── InvalidParameter             422     invalid_parameter
     ├── InvalidPart                  422     invalid_part
     ├── TooManyImages                422     too_many_images
+    ├── RateLimited                  429     rate_limited
     ├── Internal                     500     internal
     └── Unavailable                  503
         ├── NotReady                 503     not_ready
         ├── Overloaded               503     overloaded
-        └── DeadlineExceeded         503     deadline
+        ├── DeadlineExceeded         503     deadline
+        └── EngineFailed             503     engine_failed
 
 Status, code and title live on the class, so raising one is all that a route does; error_handlers.py turns it
 into the response. This module knows nothing of models or batches.
@@ -33,6 +40,7 @@ from starlette.responses import JSONResponse, Response
 from service.lingering import LingeringResponse
 
 MEDIA_TYPE = "application/problem+json"
+OIP_PREFIX = "/v2"  # the Open Inference Protocol, whose clients read {"error": "..."}
 TYPE_PREFIX = "urn:residuum:problem:"
 
 
@@ -65,13 +73,35 @@ class Problem(Exception):
             document["hint"] = self.hint
         return document | self.members
 
-    def response(self) -> Response:
+    def response(self, path: str) -> Response:
+        """The answer to a request for `path`: under /v2 in the Open Inference Protocol's own form."""
         kind = LingeringResponse if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else JSONResponse
+        if path == OIP_PREFIX or path.startswith(OIP_PREFIX + "/"):
+            return kind(
+                {"error": " ".join(filter(None, (self.detail, self.hint)))}, self.status, self.headers
+            )
         return kind(self.document(), self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 class MalformedMultipart(Problem):
     status, code, title = 400, "malformed_multipart", "Malformed multipart body"
+
+
+class InvalidInference(Problem):
+    """An inference request of the Open Inference Protocol that does not make sense."""
+
+    status, code, title = 400, "invalid_inference", "Invalid inference request"
+
+
+class Unauthorized(Problem):
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+    def __init__(self, detail: str, hint: str = "") -> None:
+        super().__init__(detail, hint, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(Problem):
+    status, code, title = 403, "forbidden", "Forbidden"
 
 
 class NotFound(Problem):
@@ -88,6 +118,21 @@ class MethodNotAllowed(Problem):
 
 class NotAcceptable(Problem):
     status, code, title = 406, "not_acceptable", "Not acceptable"
+
+
+class RequestTimeout(Problem):
+    """The client took too long to send; the connection is closed."""
+
+    status, code, title = 408, "request_timeout", "Request timeout"
+
+    def __init__(self, detail: str, hint: str = "") -> None:
+        super().__init__(detail, hint, headers={"Connection": "close"})
+
+
+class LoadRefused(Problem):
+    """A model cannot be loaded or unloaded; what was served before is served on."""
+
+    status, code, title = 409, "load_refused", "Load refused"
 
 
 class TooManyBytes(Problem):
@@ -125,6 +170,13 @@ class TooManyImages(Problem):
     status, code, title = 422, "too_many_images", "Too many images"
 
 
+class RateLimited(Problem):
+    status, code, title = 429, "rate_limited", "Too many requests"
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail, headers={"Retry-After": str(max(1, ceil(retry_after_s)))})
+
+
 class Internal(Problem):
     status, code, title = 500, "internal", "Internal error"
 
@@ -150,6 +202,12 @@ class DeadlineExceeded(Unavailable):
     code, title = "deadline", "Deadline exceeded"
 
 
+class EngineFailed(Unavailable):
+    """The engine failed on the batch, or hangs; it is checked, and rebuilt where it is broken."""
+
+    code, title = "engine_failed", "Engine failed"
+
+
 # What every call that takes images may answer with.
 IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
     MalformedMultipart,
@@ -160,9 +218,13 @@ IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
     InvalidParameter,
     InvalidPart,
     TooManyImages,
+    Unauthorized,
+    RequestTimeout,
+    RateLimited,
     NotReady,
     Overloaded,
     DeadlineExceeded,
+    EngineFailed,
 )
 
 

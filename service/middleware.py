@@ -44,7 +44,7 @@ class UnexpectedErrors:
         except asyncio.CancelledError:  # the server stops and waits no longer
             if started or scope["type"] != "http":
                 raise
-            await NotReady("The server is shutting down.").response()(scope, receive, send)
+            await NotReady("The server is shutting down.").response(scope["path"])(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -57,4 +57,4 @@ class UnexpectedErrors:
                 f"It is in the server's log as {request_id}.",
                 request_id=request_id,
             )
-            await problem.response()(scope, receive, send)
+            await problem.response(scope["path"])(scope, receive, send)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -58,9 +58,27 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 for any free one")
-    max_batch_size: int = Field(8, ge=1, le=1024, description="images that run together at most")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="processes that serve the port, each with its own engines; on a CPU they share its cores",
+    )
+    max_batch_size: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        description="images that run together at most; fewer where measured to be as fast an image",
+    )
     max_wait_ms: float = Field(
-        0, ge=0, le=60_000, description="how long an image may wait for company while the engine is idle"
+        0, ge=0, le=60_000, description="how long an image may wait for company while an instance is idle"
+    )
+    instances: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="batches of one graph that run at once, each on its share of the threads; "
+        "0: by measurement",
     )
     queue_capacity: int = Field(
         128, ge=1, le=1_000_000, description="images that may wait; those beyond are refused with 503"
@@ -78,11 +96,58 @@ class Settings(BaseSettings):
         8, ge=0, le=3600, description="seconds that accepted requests get to finish after SIGTERM"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="threads that run one graph on the CPU; 0: by its cores"
+        0,
+        ge=0,
+        le=1024,
+        description="threads that run one graph on the CPU, all its instances together; 0: by its cores",
     )
     decode_threads: int = Field(0, ge=0, le=1024, description="threads that decode images; 0: one a core")
+    cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="bytes of answers that are kept, by the image's SHA-256, and given again; identical "
+        "images in flight then run once; 0: none",
+    )
+    watch: bool = Field(
+        False, description="load artifacts that appear under --artifacts, and swap those that change there"
+    )
+    check_interval: float = Field(
+        30, ge=0, le=86_400, description="seconds between golden checks while serving; 0: none"
+    )
+    hang_timeout: float = Field(
+        30, gt=0, le=3600, description="seconds after which a batch that still runs counts as hung"
+    )
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="a key that requests must bring; repeatable (in the environment: separated by commas); "
+        "better in the environment or a file: a command line is no secret",
+    )
+    api_key_file: Path | None = Field(
+        None, description="a file with such keys, one a line; read again when it changes"
+    )
+    admin_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="a key for loading and unloading models; repeatable; without one, nobody may"
+    )
+    admin_key_file: Path | None = Field(None, description="a file with such keys, likewise")
+    rate_limit: float = Field(
+        0, ge=0, description="requests a second for each key, or address where there are no keys; 0: no limit"
+    )
+    header_timeout: float = Field(10, gt=0, le=3600, description="seconds that a request's head may take")
+    body_timeout: float = Field(30, gt=0, le=3600, description="seconds that a request's body may take")
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="an origin whose pages may call this server from a browser; repeatable (in the "
+        "environment: separated by commas)",
+    )
+    access_log: bool = Field(True, description="a line in the log for each request but health checks")
+    log_format: Literal["text", "json"] = Field("text", description="how log lines are written")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="where traces are sent, an OpenTelemetry collector's OTLP/HTTP address such as "
+        "http://127.0.0.1:4318; None: nowhere",
+    )
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "api_key", "admin_key", "cors_origin", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return _parts(value)

@@ -71,7 +71,7 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
 
 def test_a_document() -> None:
     problem = errors.InvalidParameter("top_k", "Too high.", "Lower it.")
-    response = problem.response()
+    response = problem.response("/classify")
     assert response.status_code == 422
     assert response.media_type == "application/problem+json"
     assert json.loads(bytes(response.body)) == {
