@@ -21,7 +21,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types check format train export bench install install-dev clean
+.PHONY: help serve test lint types check format train export bench bench-http install install-dev clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ export: install-dev ## checkpoint -> artifact: CHECKPOINT=runs/... OUT=artifacts
 
 bench: install-dev ## measure engines and HTTP on this machine
 	$(BIN)/residuum bench $(ARGS)
+
+bench-http: install-dev ## measure the server beside its peers; needs wrk, makes .venv-peers, takes 6 minutes
+	$(BIN)/python -m benchmarks.http $(ARGS)
 
 install: $(VENV)/.installed ## create .venv with what serving needs, and no torch
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from models.resnet import ResNet
     from models.training.recipe import Recipe
     from service.introspection_query import IntrospectQuery
-    from service.repository import LoadedModel
+    from service.loading import LoadedModel
     from service.settings import Settings
 
 # What runs a graph, of the server's settings; the other settings are about serving.
@@ -49,7 +49,7 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(args: argparse.Namespace) -> int:
-    from service.app import serve as run_server
+    from service.running import serve as run_server
     from service.settings import Settings, load_settings
 
     run_server(load_settings(**given(args, tuple(Settings.model_fields))))
@@ -205,7 +205,7 @@ def introspect_query(flags: dict[str, Any]) -> IntrospectQuery:
 
 def open_model(args: argparse.Namespace) -> LoadedModel:
     """The model asked for, verified and ready, one image at a time."""
-    from service.repository import find_artifact, load_model
+    from service.loading import find_artifact, load_model
     from service.settings import load_settings
 
     settings = load_settings(**given(args, ENGINE_SETTINGS), max_batch_size=1)
@@ -270,7 +270,7 @@ def models_options(parser: argparse.ArgumentParser) -> None:
 
 def models(args: argparse.Namespace) -> int:
     from models.manifest import MANIFEST_FILE, ManifestError, read_manifest
-    from service.repository import find_artifact
+    from service.loading import find_artifact
     from service.settings import EMBEDDED, load_settings
 
     if args.zoo:
@@ -716,11 +716,11 @@ def time_graphs(settings: Settings, folder: Path, manifest: Manifest) -> dict[st
                 engine=trial.engine,
                 mode=trial.mode or "",
                 machine=(gpu_name() if trial.device == "cuda" else None) or describe_machine(),
-                batch=size,
-                images_per_s=1000 * size / trial.batch_ms[size],
+                batch=settings.max_batch_size,
+                images_per_s=1000 / trial.loaded_ms[trial.instances],
             )
             for trial in try_graph(folder, manifest, graph, settings)
-            if trial.problem is None and (size := max(trial.batch_ms))
+            if trial.problem is None
         )
     return speeds
 

@@ -39,7 +39,7 @@ from service.engines import (
     open_engine,
 )
 from service.engines.machine import num_gpus
-from service.repository import find_artifact
+from service.loading import find_artifact
 from service.settings import EMBEDDED, Settings
 
 ROUNDS = 5

@@ -1,159 +1,160 @@
-"""Does memory grow with the variety of batch sizes? The server's own model and batchers under random groups.
+"""A server under mixed load for a quarter of an hour: does anything grow, go wrong, or stay behind?
 
-    python -m benchmarks.soak --minutes 1
-    python -m benchmarks.soak --engine openvino --runs 2000 --max-batch-size 32
+    python -m benchmarks.soak --minutes 15
+    python -m benchmarks.soak --minutes 2 -- --engine onnxruntime        # flags of the server follow --
 
-Groups of random size go to classify and introspect; every answer is held against the first one to the same
-image. After a quarter of the runs everything that is kept for good should be there: from then on the process
-may grow by GROWTH_MIB and no more, else the exit code is 1. The last line printed is JSON.
+It starts a server, and clients of every kind at once: see soak_clients.py. Every answer is held against the
+first one to the same image. After the first quarter (growth.py) memory and threads may not grow beyond what
+GROWTH allows; in the end the gauges of queue and decoding must be zero, what was open closed, the log without
+complaints, and the server's exit code 0. Else the exit code is 1. The last line printed is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
+import secrets
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
+import urllib.request
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from benchmarks import own_server
+from benchmarks.growth import judge
+from benchmarks.hostile.inference import Model
+from benchmarks.own_server import Metrics, OwnServer
+from benchmarks.soak_clients import CLIENTS, Soak, soaked_images
 
-from service.batcher import Batcher
-from service.repository import LoadedModel, LoadError, find_artifact, load_model
-from service.settings import SettingsError, load_settings
+SAMPLE_S = 0.5
+SETTLE_S = 60  # until what the last requests left behind is gone
+# Threads: pools fill up by and by.
+GROWTH = {"memory_mib": 32.0, "threads": 6.0, "open_files": 4.0}
 
-# More than memory wanders (0.1 in a quiet minute), and less than the buffers of one batch size more: for
-# eight images, 98 MiB in the first stage of ResNet-50 at 224 pixels, 24 in all of the embedded model.
-GROWTH_MIB = 4.0
-NUM_SAMPLES = 200
-NUM_IMAGES = 16
-SETTINGS = ("engine", "device", "precision", "threads", "max_batch_size", "artifacts")
+Sample = tuple[float, dict[str, float]]  # seconds, and the values of GROWTH's names then
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    flags = {name: getattr(args, name) for name in SETTINGS}
+    key = secrets.token_hex(16)
     try:
-        settings = load_settings(**flags)
-        model = load_model(find_artifact(args.model, settings.artifacts), settings)
-    except (SettingsError, LoadError) as error:
+        with own_server.own_server(args.flags, {"RESIDUUM_ADMIN_KEY": key}) as server:
+            soak = new_soak(server.url, key)
+            samples = [sample(soak, server, 0.0)]
+            last: Metrics = {}
+            try:
+                run(soak, server, 60 * args.minutes, samples)
+                last = look_after(soak, samples)
+            except (OSError, ValueError, LookupError) as error:  # most likely it has ended
+                soak.find(f"/metrics: {type(error).__name__}: {error}\n{server.end_of_log()}")
+            if (code := server.stop()) != 0:
+                soak.find(f"told to stop, the server ended with {code}:\n{server.end_of_log()}")
+            for complaint in server.complaints()[:5]:
+                soak.find(f"in the log: {complaint}")
+    except (own_server.ServerFailed, OSError, ValueError) as error:
         print(f"soak: {error}", file=sys.stderr)
         return 2
-    with closing(model):
-        runs_on = f"{model.engine.name} {model.engine.version}, {model.engine.mode}"
-        print(f"{model.name}: {model.precision} on {runs_on}")
-        samples, done = soak(model, settings.max_batch_size, args.runs, 60 * args.minutes)
-    found = judge(samples, done["groups"])
-    print(
-        f"{done['groups']} groups of 1 to {settings.max_batch_size} images in {done['seconds']:.0f} s, "
-        f"{done['images']} images, {done['wrong']} wrong answers"
-    )
-    marks = ", ".join(f"{name} {found[name]:.1f}" for name in ("start", "quarter", "half", "end"))
-    print(f"resident memory, MiB: {marks}; {found['slope']:+.2f} each 1000 groups after the first quarter")
-    passed = found["growth"] <= GROWTH_MIB and not done["wrong"]
-    print(
-        f"grew by {found['growth']:.1f} MiB after the first quarter, {GROWTH_MIB:g} are allowed: "
-        f"{'passed' if passed else 'FAILED'}"
-    )
-    engine = {"engine": model.engine.name, "mode": model.engine.mode, "precision": model.precision}
-    limits = {"limit": GROWTH_MIB, "passed": passed}
-    print(json.dumps({"model": model.name, **engine, **done, "memory_mib": found, **limits}))
-    return 0 if passed else 1
+    found = report(soak, samples, last)
+    for name, growth in found["growth"].items():
+        print(f"{name}: {', '.join(f'{mark} {value:.1f}' for mark, value in growth.items())}")
+    print(f"{soak.outcomes.total()} times asked in {found['seconds']:.0f} s, {len(soak.findings)} findings")
+    print(json.dumps(found))
+    return 1 if soak.findings else 0
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--model", default="embedded", help="a name under --artifacts, or a path (default: embedded)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="so long at most (default: 1)")
-    parser.add_argument("--runs", type=int, default=1_000_000, help="so many groups at most")
-    for name in SETTINGS:
-        kind: Callable[[str], Any] = int if name in ("threads", "max_batch_size") else str
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="as of residuum serve")
+    parser.add_argument("--minutes", type=float, default=15.0, help="how long (default: %(default)g)")
+    parser.add_argument("flags", nargs="*", help="behind --: of the server that is started")
     return parser.parse_args(arguments)
 
 
-def soak(
-    model: LoadedModel, max_batch_size: int, runs: int, seconds: float
-) -> tuple[list[tuple[int, float]], dict[str, Any]]:
-    """(groups done, resident MiB) at about NUM_SAMPLES moments, and what was done."""
-    rng = np.random.default_rng(0)
-    crop = model.manifest.preprocessing.crop
-    gates = np.ones(len(model.manifest.blocks), np.float32)
-    rows = [{"images": image} for image in coarse_images(rng, crop)]
-    asked = [(model.classify, rows)]
-    if model.introspect is not None:
-        asked.append((model.introspect, [{**row, "gates": gates} for row in rows]))
-    tolerance = max(graph.golden_tolerance for graph in model.manifest.graphs)
-    expected = [[ask(batcher, [row])[0] for row in own] for batcher, own in asked]
-    images = wrong = groups = 0
-    samples = [(0, resident_mib())]
+def new_soak(url: str, key: str) -> Soak:
+    with urllib.request.urlopen(f"{url}/models", timeout=30) as answer:
+        name = json.load(answer)["models"][0]["name"]
+    with urllib.request.urlopen(f"{url}/models/{name}", timeout=30) as answer:
+        detail = json.load(answer)
+    tolerance = max(graph["golden_tolerance"] for graph in detail["manifest"]["graphs"])
+    return Soak(url, Model(name, detail["version"], detail["input_size"]), key, tolerance, soaked_images())
+
+
+def run(soak: Soak, server: OwnServer, seconds: float, samples: list[Sample]) -> None:
+    """All clients for so long; what the server looks like meanwhile is added to `samples`."""
+    clients = [
+        threading.Thread(target=soak.run, args=(name, number), daemon=True)
+        for name, (_, _, count) in CLIENTS.items()
+        for number in range(count)
+    ]
     started = time.monotonic()
-    while groups < runs and time.monotonic() - started < seconds:
-        which = int(rng.integers(len(asked)))
-        batcher, own = asked[which]
-        picked = rng.integers(NUM_IMAGES, size=int(rng.integers(1, max_batch_size + 1)))
-        for index, logits in zip(picked, ask(batcher, [own[index] for index in picked]), strict=True):
-            wrong += not np.abs(logits - expected[which][index]).max() <= tolerance
-        groups, images = groups + 1, images + len(picked)
-        part = max(groups / runs, (time.monotonic() - started) / seconds)
-        if part * NUM_SAMPLES >= len(samples):
-            samples.append((groups, resident_mib()))
-    samples.append((groups, resident_mib()))
-    return samples, {
-        "groups": groups,
-        "images": images,
-        "wrong": wrong,
-        "seconds": time.monotonic() - started,
+    for client in clients:
+        client.start()
+    try:
+        while (elapsed := time.monotonic() - started) < seconds:
+            samples.append(sample(soak, server, elapsed))
+            soak.stop.wait(SAMPLE_S)
+    finally:
+        soak.stop.set()
+        for client in clients:
+            client.join()
+
+
+def sample(soak: Soak, server: OwnServer, elapsed: float) -> Sample:
+    metrics = own_server.read_metrics(soak.url, soak.timeout)
+    return elapsed, {
+        "memory_mib": own_server.resident_mib(metrics),
+        "threads": server.threads(),
+        "open_files": own_server.open_files(metrics),
     }
 
 
-def coarse_images(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """NUM_IMAGES of eight by eight colours; made without torch, which a server does not load either."""
-    colours = rng.integers(0, 256, (NUM_IMAGES, 8, 8, 3), np.uint8)
-    side = -(-size // 8)
-    return np.ascontiguousarray(colours.repeat(side, 1).repeat(side, 2)[:, :size, :size])
+def look_after(soak: Soak, samples: list[Sample]) -> Metrics:
+    """Nobody asks any more: gauges at zero, and no more open than at the start."""
+    files = samples[0][1]["open_files"]
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        metrics = own_server.read_metrics(soak.url, soak.timeout)
+        left = own_server.still_at_work(metrics)
+        more = own_server.open_files(metrics) - files
+        if (not left and more <= 0) or time.monotonic() > deadline:
+            break
+        time.sleep(SAMPLE_S)
+    for name, value in {**left, **own_server.troubles(metrics)}.items():
+        soak.find(f"afterwards {name} is {value:g}")
+    if more > GROWTH["open_files"]:
+        soak.find(f"afterwards {more:g} more files are open than at the start")
+    for name in ("memory_mib", "threads"):
+        if (growth := growth_of(samples, name)["growth"]) > GROWTH[name]:
+            soak.find(f"{name} grew by {growth:.1f} after the first quarter")
+    return metrics
 
 
-def ask(batcher: Batcher, rows: list[dict[str, Any]]) -> list[Any]:
-    """The logits of each row, out of whatever batches the batcher forms."""
-    return [future.result().outputs["logits"] for future in batcher.submit(rows)]
+def growth_of(samples: list[Sample], name: str) -> dict[str, float]:
+    """`slope`: of 1000 seconds."""
+    return judge([(elapsed, values[name]) for elapsed, values in samples])
 
 
-def judge(samples: list[tuple[int, float]], groups: int) -> dict[str, float]:
-    """MiB at four moments, each a median of its neighbours; growth and slope after the first quarter."""
-    counts = np.array([count for count, _ in samples], float)
-    mib = np.array([value for _, value in samples])
-    later = counts >= groups / 4
-    around = max(1, len(mib) // 20)
-
-    def at(index: int) -> float:
-        return float(statistics.median(mib[max(0, index - around) : index + around + 1]))
-
-    first, last = int(np.argmax(later)), len(mib) - 1
-    slope = np.polyfit(counts[later], mib[later], 1)[0] if later.sum() > 2 else 0.0
+def report(soak: Soak, samples: list[Sample], last: Metrics) -> dict[str, Any]:
     return {
-        "start": float(mib[0]),
-        "quarter": at(first),
-        "half": at(int(np.argmax(counts >= groups / 2))),
-        "end": at(last),
-        "peak": float(mib.max()),
-        "growth": at(last) - at(first),
-        "slope": 1000 * float(slope),
+        "model": soak.model.name,
+        "seconds": round(samples[-1][0], 1),
+        "outcomes": dict(sorted(soak.outcomes.items())),
+        "findings": soak.findings,
+        "growth": {
+            name: {mark: round(value, 2) for mark, value in growth_of(samples, name).items()}
+            for name in GROWTH
+        },
+        "open_files_after": own_server.open_files(last),
+        "gauges_after": {
+            name: own_server.total(last, name)
+            for name in ("residuum_queue_entries", "residuum_decoding_images")
+        },
+        "batches": own_server.total(last, "residuum_inference_seconds_count"),
+        "cancelled": own_server.total(last, "residuum_cancelled_total"),
+        "refused": own_server.total(last, "residuum_refused_total"),
+        "passed": not soak.findings,
     }
-
-
-def resident_mib() -> float:
-    """Of this process, as Linux counts it."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from models.manifest import MANIFEST_FILE, Graph, Manifest, Precision
 from service.engines import Engine, EngineOptions, open_engine
 from service.engines.machine import cpu_features
 from service.golden import golden_row
-from service.repository import find_artifact
+from service.loading import find_artifact
 from service.settings import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent

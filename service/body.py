@@ -1,12 +1,14 @@
 """A request's body -> image files, never more than the limits allow.
 
 A body is one image as it is (`curl -T cat.jpg`), or multipart/form-data with parts named `image`
-(`curl -F image=@cat.jpg -F image=@dog.jpg`). What is over a limit is not read to its end. This module knows
-what HTTP bodies look like and nothing of images: whether the bytes are one is found out by models.preprocess.
+(`curl -F image=@cat.jpg -F image=@dog.jpg`). What is over a limit or too slow is not read to its end. This
+module knows what HTTP bodies look like and nothing of images: whether the bytes are one is found out by
+models.preprocess.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
@@ -17,6 +19,7 @@ from service.errors import (
     BadImage,
     InvalidPart,
     MalformedMultipart,
+    RequestTimeout,
     TooManyBytes,
     TooManyImages,
     UnsupportedMediaType,
@@ -39,7 +42,8 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     """The image files of a request, in order; at least one.
 
     Raises:
-        TooManyBytes, TooManyImages, InvalidPart, MalformedMultipart, UnsupportedMediaType: see errors.py.
+        TooManyBytes, TooManyImages, InvalidPart, MalformedMultipart, UnsupportedMediaType, RequestTimeout:
+            see errors.py.
         BadImage: `empty_body`: there is nothing in it.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
@@ -53,7 +57,7 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     if media_type == "multipart/form-data":
         return await _read_parts(request, options.get(b"boundary"), settings)
     if media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
-        chunks = _limited(request, settings.max_image_bytes, "An image")
+        chunks = timed(limited(request, settings.max_image_bytes, "An image"), settings)
         body = b"".join([chunk async for chunk in chunks])
         if not body:
             raise BadImage("empty_body", "The body is empty.", HOW_TO_SEND)
@@ -61,7 +65,27 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     raise UnsupportedMediaType(f"A body of Content-Type {media_type} is not supported.", HOW_TO_SEND)
 
 
-async def _limited(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
+async def timed(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
+    """The chunks of a body as they come, all of them within `settings.body_timeout`.
+
+    Raises:
+        RequestTimeout: they come too slowly; the answer closes the connection.
+    """
+    deadline = asyncio.get_running_loop().time() + settings.body_timeout
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"The body took longer than {settings.body_timeout:g} seconds to come."
+            ) from error
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def limited(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
     """The body's chunks; refused at once by its declared length, else as soon as it grows too long."""
     too_many = TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
     declared = request.headers.get("content-length", "")
@@ -81,7 +105,8 @@ async def _read_parts(request: Request, boundary: bytes | None, settings: Settin
     form = _Form(settings.max_images, settings.max_image_bytes)
     try:
         parser = MultipartParser(boundary, callbacks=form.callbacks())  # type: ignore[arg-type]
-        async for chunk in _limited(request, settings.max_request_bytes, "A multipart body"):
+        chunks = limited(request, settings.max_request_bytes, "A multipart body")
+        async for chunk in timed(chunks, settings):
             parser.write(chunk)
     except FormParserError as error:
         raise MalformedMultipart(f"The multipart body cannot be read: {error}.", HOW_TO_SEND) from error

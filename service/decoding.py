@@ -1,6 +1,7 @@
 """Image files -> preprocessed images, on threads of their own: engine and event loop never wait for it.
 
-Pillow and numpy release the interpreter's lock while they decode and resize, so threads are enough.
+Pillow and numpy release the interpreter's lock while they decode and resize, so threads are enough. How many
+images may wait is not decided here: whoever brings some has been admitted to a graph's queue before.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ from typing import Any
 
 from models.manifest import Preprocessing
 from models.preprocess import ImageError, Limits, Preprocessed, preprocess
-from service.errors import BadImage, Overloaded, TooManyBytes
+from service.errors import BadImage, TooManyBytes
+from service.metrics import Metrics
 
-SMOOTHING = 0.2  # weight of the newest measurement in the milliseconds an image takes
+SMOOTHING = 0.2  # weight of the newest measurement in the seconds an image takes
 
 
 class DecodePool:
-    """`num_threads` threads that preprocess; at most `capacity` images wait for them or are in work."""
+    """`num_threads` threads that preprocess."""
 
-    def __init__(self, num_threads: int, capacity: int, limits: Limits) -> None:
+    def __init__(self, num_threads: int, limits: Limits, metrics: Metrics) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._num_threads = num_threads
-        self._capacity = capacity
         self._limits = limits
-        self._pending = 0
+        self._metrics = metrics
+        self._pending = 0  # images that wait for a thread or have one
         self._image_s = 0.01
+
+    def seconds_for(self, num_images: int) -> float:
+        """When so many more should be done, after those that are pending."""
+        return (self._pending + num_images) * self._image_s / self._num_threads
 
     async def preprocess(
         self, images: Sequence[bytes], spec: Preprocessing, keep_original: bool = False
@@ -36,12 +42,8 @@ class DecodePool:
 
         Raises:
             BadImage, TooManyBytes: of the first bad one, with its index.
-            Overloaded: too many are waiting; nothing has been started.
         """
-        if self._pending + len(images) > self._capacity:
-            wait_s = self._pending * self._image_s / self._num_threads
-            raise Overloaded("The server has as many images to decode as it takes.", wait_s)
-        self._pending += len(images)
+        self._count(len(images))
         try:
             loop = asyncio.get_running_loop()
             work = [
@@ -50,18 +52,24 @@ class DecodePool:
             ]
             results = await asyncio.gather(*work, return_exceptions=True)
         finally:
-            self._pending -= len(images)
+            self._count(-len(images))
         return [_checked(result, index, len(images)) for index, result in enumerate(results)]
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, num_more: int) -> None:
+        self._pending += num_more
+        self._metrics.decoding(self._pending)
 
     def _preprocess(self, data: bytes, spec: Preprocessing, keep_original: bool) -> Preprocessed:
         started = time.monotonic()
         try:
             return preprocess(data, spec, self._limits, keep_original)
         finally:
-            self._image_s += SMOOTHING * (time.monotonic() - started - self._image_s)
+            seconds = time.monotonic() - started
+            self._image_s += SMOOTHING * (seconds - self._image_s)
+            self._metrics.decoded(seconds)
 
 
 def _checked(result: Preprocessed | BaseException, index: int, num_images: int) -> Preprocessed:

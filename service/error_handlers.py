@@ -6,17 +6,16 @@ what nobody foresaw is caught by middleware.py.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 
-from service.errors import MEDIA_TYPE, InvalidParameter, MethodNotAllowed, NotFound, Problem
+from service.errors import InvalidParameter, MethodNotAllowed, NotFound, OtherProblem, Problem
 from service.schemas import ProblemDocument
 
 
@@ -45,6 +44,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    request.state.problem = error.code
     return error.response(request.url.path)
 
 
@@ -76,11 +76,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         ).response(path)
     if error.status_code == 404:
         return NotFound(f"There is nothing at {path}.", "GET /docs lists every call.").response(path)
-    problem = Problem(str(error.detail), headers=dict(error.headers or {}))
-    phrase = HTTPStatus(error.status_code).phrase
-    document = problem.document() | {"title": phrase, "status": error.status_code, "code": "http_error"}
-    document["type"] = "about:blank"
-    return JSONResponse(document, error.status_code, problem.headers, MEDIA_TYPE)
+    return OtherProblem(error.status_code, str(error.detail), dict(error.headers or {})).response(path)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
     Problem                          status  code
     ├── MalformedMultipart           400     malformed_multipart
+    ├── MalformedRequest             400     malformed_request
     ├── InvalidInference             400     invalid_inference (under /v2)
     ├── Unauthorized                 401     unauthorized
     ├── Forbidden                    403     forbidden
@@ -18,7 +19,9 @@
     ├── InvalidPart                  422     invalid_part
     ├── TooManyImages                422     too_many_images
     ├── RateLimited                  429     rate_limited
+    ├── HeadTooLarge                 431     head_too_large
     ├── Internal                     500     internal
+    ├── OtherProblem                 500     http_error: any other status, by instance
     └── Unavailable                  503
         ├── NotReady                 503     not_ready
         ├── Overloaded               503     overloaded
@@ -36,8 +39,7 @@ from math import ceil
 from typing import Any, ClassVar
 
 from starlette.responses import JSONResponse, Response
-
-from service.lingering import LingeringResponse
+from starlette.types import Receive, Scope, Send
 
 MEDIA_TYPE = "application/problem+json"
 OIP_PREFIX = "/v2"  # the Open Inference Protocol, whose clients read {"error": "..."}
@@ -73,18 +75,25 @@ class Problem(Exception):
             document["hint"] = self.hint
         return document | self.members
 
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with it, and leave its code where the log finds it."""
+        scope.setdefault("state", {})["problem"] = self.code
+        await self.response(scope["path"])(scope, receive, send)
+
     def response(self, path: str) -> Response:
         """The answer to a request for `path`: under /v2 in the Open Inference Protocol's own form."""
-        kind = LingeringResponse if self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else JSONResponse
         if path == OIP_PREFIX or path.startswith(OIP_PREFIX + "/"):
-            return kind(
-                {"error": " ".join(filter(None, (self.detail, self.hint)))}, self.status, self.headers
-            )
-        return kind(self.document(), self.status, headers=self.headers, media_type=MEDIA_TYPE)
+            error = " ".join(filter(None, (self.detail, self.hint)))
+            return JSONResponse({"error": error}, self.status, self.headers)
+        return JSONResponse(self.document(), self.status, self.headers, MEDIA_TYPE)
 
 
 class MalformedMultipart(Problem):
     status, code, title = 400, "malformed_multipart", "Malformed multipart body"
+
+
+class MalformedRequest(Problem):
+    status, code, title = 400, "malformed_request", "Malformed request"
 
 
 class InvalidInference(Problem):
@@ -136,7 +145,12 @@ class LoadRefused(Problem):
 
 
 class TooManyBytes(Problem):
+    """What still comes is not read; the connection is closed."""
+
     status, code, title = 413, "too_many_bytes", "Too many bytes"
+
+    def __init__(self, detail: str, hint: str = "", **members: Any) -> None:
+        super().__init__(detail, hint, headers={"Connection": "close"}, **members)
 
 
 class UnsupportedMediaType(Problem):
@@ -177,8 +191,23 @@ class RateLimited(Problem):
         super().__init__(detail, headers={"Retry-After": str(max(1, ceil(retry_after_s)))})
 
 
+class HeadTooLarge(Problem):
+    status, code, title = 431, "head_too_large", "Head too large"
+
+
 class Internal(Problem):
     status, code, title = 500, "internal", "Internal error"
+
+
+class OtherProblem(Problem):
+    """What the framework itself refuses, by its status."""
+
+    code = "http_error"
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str]) -> None:
+        super().__init__(detail, headers=headers)
+        self.status = status  # type: ignore[misc]  # the only one whose class does not know it
+        self.title = HTTPStatus(status).phrase
 
 
 class Unavailable(Problem):

@@ -1,6 +1,6 @@
-"""A response to a client that is still sending.
+"""An answer to a client that is still sending.
 
-A server that answers 413 and closes at once makes the client's kernel reset the connection, and the answer
+A server that refuses a body and closes at once makes the client's kernel reset the connection, and the answer
 may be lost with it. So the whole answer is sent first, then some of what still comes is read and thrown
 away, and only then the connection closes (nginx calls this `lingering_close`).
 """
@@ -9,27 +9,42 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.responses import JSONResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LINGER_S = 2.0
 LINGER_BYTES = 64 * 2**20
 
 
-class LingeringResponse(JSONResponse):
-    """JSON with `Connection: close`, after which at most LINGER_BYTES and LINGER_S are read and dropped."""
+class Lingering:
+    """Lets an answer with `Connection: close` end when the body has, or LINGER_S or LINGER_BYTES later."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.headers["Connection"] = "close"
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        closes = body_ended = False
 
-        async def keep_open(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "more_body": True}
+        async def note_end() -> Message:
+            nonlocal body_ended
+            message = await receive()
+            body_ended = body_ended or not message.get("more_body", False)
+            return message
+
+        async def linger(message: Message) -> None:
+            nonlocal closes
+            if message["type"] == "http.response.start":
+                closes = Headers(raw=message["headers"]).get("connection") == "close"
+            elif closes and not body_ended and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await _drop_the_rest(receive)
+                message = {"type": "http.response.body"}
             await send(message)
 
-        await super().__call__(scope, receive, keep_open)
-        await _drop_the_rest(receive)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.app(scope, note_end, linger)
 
 
 async def _drop_the_rest(receive: Receive) -> None:
@@ -39,7 +54,7 @@ async def _drop_the_rest(receive: Receive) -> None:
             while dropped < LINGER_BYTES:
                 message = await receive()
                 dropped += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                if not message.get("more_body", False):  # its end, or the client has left
                     return
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):  # or the server ends, and waits no longer
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal, NotReady
+from service.logs import request_ids
 
 logger = logging.getLogger("residuum")
 
@@ -21,12 +21,12 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "requested_method": "HEAD"}
         await self.app(scope, receive, send)
 
 
 class UnexpectedErrors:
-    """What nobody foresaw becomes a 500 with a request id, and its traceback goes to the log."""
+    """What nobody foresaw becomes a 500 with the request's id, and its traceback goes to the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -44,12 +44,12 @@ class UnexpectedErrors:
         except asyncio.CancelledError:  # the server stops and waits no longer
             if started or scope["type"] != "http":
                 raise
-            await NotReady("The server is shutting down.").response(scope["path"])(scope, receive, send)
+            await NotReady("The server is shutting down.").answer(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
-            request_id = uuid.uuid4().hex
-            logger.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            request_id = request_ids.get().get("request_id", "")
+            logger.exception("request %s failed", request_id)
             if started:
                 raise  # half an answer is out: the connection must break, so that it does not look whole
             problem = Internal(
@@ -57,4 +57,4 @@ class UnexpectedErrors:
                 f"It is in the server's log as {request_id}.",
                 request_id=request_id,
             )
-            await problem.response(scope["path"])(scope, receive, send)
+            await problem.answer(scope, receive, send)

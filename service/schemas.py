@@ -101,10 +101,18 @@ class EngineTrial(BaseModel):
     engine: str
     version: str
     device: str
-    mode: str | None = Field(description="a variant of the engine, such as `latency`; null: its usual one")
-    batch_ms: dict[int, float] = Field({}, description="batch size -> milliseconds, as far as it was timed")
+    mode: str | None = Field(description="a variant of the engine, such as `compile`; null: its usual one")
+    instances: int = Field(1, description="batches at once that did best at load")
+    batch_ms: dict[int, float] = Field(
+        {}, description="batch size -> milliseconds, one batch alone on all threads, as far as it was timed"
+    )
+    loaded_ms: dict[int, float] = Field(
+        {},
+        description="number of instances -> milliseconds an image, all of them busy with the largest batches",
+    )
     score_ms: float | None = Field(
-        None, description="geometric mean of the milliseconds per image at those sizes; the least wins"
+        None,
+        description="geometric mean of an image's milliseconds alone and at load; the least wins",
     )
     golden_error: float | None = Field(None, description="how far its logits are from the golden ones")
     problem: str | None = Field(None, description="why it cannot be chosen, or was not tried")
@@ -119,10 +127,11 @@ class RunningGraph(BaseModel):
     engine_version: str
     device: str
     mode: str
-    threads: int = Field(description="that run it on the CPU; 0 on a GPU")
+    threads: int = Field(description="that run it on the CPU, all instances together; 0 on a GPU")
+    instances: int = Field(description="batches of it that run at once")
     remembered: bool = Field(description="the choice was measured on an earlier start")
     trials: tuple[EngineTrial, ...] = Field(
-        description="what was tried; a sole candidate is chosen without being timed"
+        description="what was tried; one that is without alternative is chosen without being timed"
     )
 
 

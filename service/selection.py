@@ -1,9 +1,8 @@
-"""`auto`: which engine, mode, device and precision runs a graph on this machine, found by measurement.
+"""`auto`: which engine, mode, device and precision runs a graph on this machine, in how many instances.
 
-Candidates are opened one after another, checked against the golden logits, and timed at batch size 1 and at
-the largest; of those that are right the one with the least score wins. The score is the geometric mean of the
-milliseconds per image at the two sizes, so that twice as fast counts the same at either. The CPU is tried
-only where nothing is right on a GPU.
+Candidates are tried one after another (trying.py); of those that are right the one with the least score wins.
+The score is the geometric mean of an image's milliseconds alone and at load, so that twice as fast counts the
+same in either. The CPU is tried only where nothing is right on a GPU.
 
 int8 on a processor without VNNI is the case that this is made for: some kernels add pairs of products in 16
 bits there and saturate, so that the same file answers otherwise. The golden check sees it, and the next best
@@ -13,38 +12,33 @@ wins.
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from models.manifest import Graph, GraphKind, Manifest
-from service.batcher import Row, batch_sizes
+from service.batch_sizes import batch_sizes
+from service.batcher import Row
 from service.engines import (
     ENGINE_NAMES,
     Device,
-    EngineError,
     EngineName,
     EngineOptions,
     EngineUnavailable,
     installed_version,
+    instance_counts,
     modes,
-    open_engine,
 )
-from service.engines.machine import num_gpus
-from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
+from service.engines.machine import auto_threads, num_gpus
+from service.golden import golden_row
 from service.schemas import EngineTrial
 from service.settings import Settings
 from service.trials import Key, find_trials, keep_trials, trials_key
+from service.trying import Candidate, trial_of, try_candidate
 
 logger = logging.getLogger("residuum")
 
-TIMED_S = 0.1  # for each size of each candidate; at least one run
-SLOW_S = 1.0  # a first run on the CPU that takes longer is the measurement
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")
 INT8 = ("int8", "int8-trt")
 NOT_TRIED = "not tried: a GPU is right"
@@ -55,32 +49,14 @@ class NothingRuns(Exception):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One way to run a graph; `mode` None is the engine's usual one."""
-
-    graph: Graph
-    engine: EngineName
-    device: Device
-    mode: str | None
-
-    def __str__(self) -> str:
-        words = (self.graph.precision, self.engine, self.mode if self.mode != self.device else None)
-        return " ".join(word for word in words if word) + f" on {self.device}"
-
-    def is_of(self, trial: EngineTrial) -> bool:
-        return (self.graph.precision, self.engine, self.device, self.mode) == (
-            trial.precision,
-            trial.engine,
-            trial.device,
-            trial.mode,
-        )
-
-
-@dataclass(frozen=True)
 class Choice:
-    """The candidate that won, and how all of them did; `remembered`: on an earlier start."""
+    """The candidate that won, and how all of them did; `remembered`: on an earlier start.
+
+    `instances` is the number for load; above 1, an image alone is faster in a single one with all threads.
+    """
 
     candidate: Candidate
+    instances: int
     trials: tuple[EngineTrial, ...]
     remembered: bool = False
 
@@ -95,7 +71,7 @@ def choose(
     remember: bool = True,
     stop: Event | None = None,
 ) -> Choice:
-    """The fastest right way to run the artifact's graph of that kind; a sole candidate is not tried.
+    """The fastest right way to run the artifact's graph of that kind; one without alternative is not tried.
 
     Args:
         row: the golden row.
@@ -106,13 +82,15 @@ def choose(
         NothingRuns: no candidate, none that is right, or stopped.
     """
     found = candidates(manifest, kind, settings)
-    if len(found) == 1:
-        return Choice(found[0], (_trial(found[0], chosen=True),))
+    counts = _counts(found[0], settings)
+    if len(found) == len(counts) == 1:
+        return Choice(found[0], counts[0], (trial_of(found[0], instances=counts[0], chosen=True),))
     key = _key(manifest, kind, settings, found)
     if remember and (trials := find_trials(_trials_file(directory, manifest, settings), key)) is not None:
         for candidate in found:
-            if any(trial.chosen and candidate.is_of(trial) for trial in trials):
-                return Choice(candidate, trials, remembered=True)
+            for trial in trials:
+                if trial.chosen and candidate.is_of(trial):
+                    return Choice(candidate, trial.instances, trials, remembered=True)
     tried = _try_all(directory, manifest, found, row, settings, stop)
     return _best(directory, manifest, kind, settings, found, tried)
 
@@ -157,7 +135,7 @@ def _best(
     _log(manifest, kind, found, trials)
     key = _key(manifest, kind, settings, found)
     keep_trials(_trials_file(directory, manifest, settings), key, trials)
-    return Choice(found[winner], trials)
+    return Choice(found[winner], trials[winner].instances, trials)
 
 
 def _key(manifest: Manifest, kind: GraphKind, settings: Settings, found: Sequence[Candidate]) -> Key:
@@ -232,10 +210,25 @@ def _modes(
 
 
 def engine_options(
-    settings: Settings, device: Device, mode: str | None = None, cache: Path | None = None
+    settings: Settings,
+    device: Device,
+    mode: str | None = None,
+    cache: Path | None = None,
+    instances: int = 1,
 ) -> EngineOptions:
     sizes = tuple(batch_sizes(settings.max_batch_size))
-    return EngineOptions(device, mode, settings.threads, sizes, cache)
+    return EngineOptions(device, mode, _threads(settings), sizes, cache, instances)
+
+
+def _threads(settings: Settings) -> int:
+    return settings.threads or auto_threads(settings.workers)
+
+
+def _counts(candidate: Candidate, settings: Settings) -> tuple[int, ...]:
+    """The numbers of instances to try; the one that is set, where it is."""
+    if settings.instances:
+        return (settings.instances,)
+    return instance_counts(candidate.engine, candidate.device, _threads(settings))
 
 
 def cache_directory(directory: Path, manifest: Manifest, settings: Settings) -> Path:
@@ -289,62 +282,20 @@ def _try_all(
             continue
         gpu_is_right = any(trial.device == "cuda" and trial.score_ms is not None for trial in trials)
         if candidate.device == "cpu" and gpu_is_right and not every_device:
-            trials.append(_trial(candidate, problem=NOT_TRIED))
+            trials.append(trial_of(candidate, problem=NOT_TRIED))
             continue
         options = engine_options(settings, candidate.device, candidate.mode, cache)
-        trials.append(_try(directory / candidate.graph.file, candidate, manifest, row, options))
+        counts = _counts(candidate, settings)
+        trials.append(try_candidate(candidate, directory, manifest, row, options, counts))
     return trials
-
-
-def _try(
-    path: Path, candidate: Candidate, manifest: Manifest, row: Row, options: EngineOptions
-) -> EngineTrial:
-    """Open, check and time one candidate, and close it again; what fails is in the trial."""
-    batch_ms: dict[int, float] = {}
-    try:
-        engine = open_engine(candidate.engine, path, candidate.graph.precision, options)
-        try:
-            for size in sorted({1, max(options.batch_sizes)}):
-                batch = golden_batch(row, candidate.graph, size)
-                started = time.perf_counter()
-                outputs = engine.run(batch)  # the first run of a size allocates, and on a GPU much more
-                first_s = time.perf_counter() - started
-                error = check_golden(outputs, candidate.graph, manifest.num_classes, size)
-                slow = candidate.device == "cpu" and first_s > SLOW_S
-                batch_ms[size] = first_s * 1000 if slow else _fastest_ms(partial(engine.run, batch))
-        finally:
-            engine.close()
-    except (EngineError, WrongAnswer) as problem:
-        return _trial(candidate, batch_ms=batch_ms, problem=str(problem))
-    score = math.prod(ms / size for size, ms in batch_ms.items()) ** (1 / len(batch_ms))
-    return _trial(candidate, batch_ms=batch_ms, score_ms=score, golden_error=error)
-
-
-def _fastest_ms(run: Callable[[], object]) -> float:
-    """The least of the runs of `TIMED_S`: what else the machine does can only add to it."""
-    fastest, end = math.inf, time.monotonic() + TIMED_S
-    while fastest == math.inf or time.monotonic() < end:
-        started = time.perf_counter()
-        run()
-        fastest = min(fastest, time.perf_counter() - started)
-    return fastest * 1000
-
-
-def _trial(candidate: Candidate, **measured: Any) -> EngineTrial:
-    return EngineTrial(
-        precision=candidate.graph.precision,
-        engine=candidate.engine,
-        version=installed_version(candidate.engine) or "not installed",
-        device=candidate.device,
-        mode=candidate.mode,
-        **measured,
-    )
 
 
 def _log(
     manifest: Manifest, kind: GraphKind, found: Sequence[Candidate], trials: Sequence[EngineTrial]
 ) -> None:
     for candidate, trial in zip(found, trials, strict=True):
-        times = ", ".join(f"{ms:.2f} ms for {size}" for size, ms in trial.batch_ms.items())
-        words = [times, trial.problem, "chosen" if trial.chosen else None]
-        logger.info("%s %s: %s: %s", manifest.name, kind, candidate, ", ".join(filter(None, words)))
+        loaded = ", ".join(f"{ms:.2f} ms in {count}" for count, ms in trial.loaded_ms.items())
+        words = [f"{trial.batch_ms[1]:.2f} ms alone, at load {loaded}"] if loaded else []
+        words += [trial.problem] if trial.problem else []
+        words += ["chosen"] if trial.chosen else []
+        logger.info("%s %s: %s: %s", manifest.name, kind, candidate, ", ".join(words))

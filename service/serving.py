@@ -1,9 +1,9 @@
 """What a running server holds, and what every route does with it.
 
-A route that answers about images goes: `serving_of(request)` -> `.model(name)` -> `read_images` (body.py)
--> `while_client_waits(request, deadline, work)`, where the work is `.decoders.preprocess(...)`, then
-`.run(batcher, rows, deadline)`. Batches and futures meet HTTP here: this is where the batcher's errors become
-problems.
+A route that answers about images goes: `serving_of(request)` -> `with serving.lease(name) as model` ->
+`read_images` (body.py) -> `while_client_waits(request, deadline, work)`, where the work is
+`serving.run_images(model, kind, images, deadline)`: admitted or refused, decoded, run. Batches and futures
+meet HTTP here: this is where the batcher's errors become problems.
 """
 
 from __future__ import annotations
@@ -11,25 +11,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
-from models.preprocess import Limits
-from service.batcher import Batcher, Closed, DeadlineMissed, QueueFull, Result, Row
+from models.manifest import GraphKind
+from models.preprocess import Limits, Preprocessed
+from service.batcher import Admission, BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result, Row
+from service.cache import AnswerCache
 from service.decoding import DecodePool
 from service.engines.machine import num_cores
-from service.errors import DeadlineExceeded, NotReady, Overloaded
-from service.repository import LoadedModel, LoadError, Repository
+from service.errors import DeadlineExceeded, EngineFailed, LoadRefused, NotFound, NotReady, Overloaded
+from service.loading import LoadedGraph, LoadedModel, LoadError
+from service.metrics import Metrics
+from service.monitor import Monitor
+from service.repository import Repository
 from service.settings import Settings
+from service.timing import Stages
+from service.watch import artifacts_in, changed_artifacts
+
+if TYPE_CHECKING:
+    from service.fleet import Fleet
 
 logger = logging.getLogger("residuum")
 
 T = TypeVar("T")
-State = Literal["loading", "ready", "draining", "failed"]
+State = Literal["loading", "ready", "unhealthy", "draining", "failed"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came out for each image of a request, in order."""
+
+    images: list[Preprocessed]
+    results: list[Result]
+    stages: Stages  # queue and inference: of the image that finished last
 
 
 class Serving:
@@ -38,46 +61,100 @@ class Serving:
     Args:
         when_loaded: called once, when the models are loaded (`state` is "ready") or cannot be ("failed",
             and `failure` says why).
+        fleet: the other workers of this server; None: there are none.
     """
 
-    def __init__(self, settings: Settings, when_loaded: Callable[[Serving], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        when_loaded: Callable[[Serving], None] = lambda _: None,
+        fleet: Fleet | None = None,
+    ) -> None:
         self.settings = settings
-        self.state: State = "loading"
         self.failure: LoadError | None = None
+        self.metrics = Metrics()
         self.decoders = DecodePool(
-            settings.decode_threads or num_cores(),
-            settings.queue_capacity,
+            settings.decode_threads or max(1, num_cores() // settings.workers),
             Limits(settings.max_image_bytes, settings.max_image_pixels),
+            self.metrics,
         )
+        self.cache = AnswerCache(settings.cache_bytes, self.metrics)
+        self._state: Literal["loading", "ready", "draining", "failed"] = "loading"
         self._models: Repository | None = None
+        self._monitor: Monitor | None = None
+        self._fleet = fleet
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changing = asyncio.Lock()  # one model is loaded or unloaded at a time
         self._stop = Event()
         self._when_loaded = when_loaded
+
+    # --- its life
+
+    @property
+    def state(self) -> State:
+        if self._state == "ready" and self.broken:
+            return "unhealthy"
+        return self._state
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """`model graph` -> why it cannot serve now."""
+        return self._monitor.broken if self._monitor else {}
 
     async def load(self) -> None:
         """Load the models; meanwhile the server answers, but is not ready."""
         try:
-            self._models = await asyncio.to_thread(Repository, self.settings, self._stop)
+            models = await asyncio.to_thread(Repository, self.settings, self.metrics, self._stop)
+            await self._start(models)
         except Exception as error:  # also what nobody foresaw must not leave it loading for ever
             if self._stop.is_set():
                 return
             if not isinstance(error, LoadError):
                 logger.exception("Loading failed")
-            self.state, self.failure = "failed", LoadError(str(error) or repr(error))
+            self.failure = LoadError(str(error) or repr(error))
+            self._enter("failed")
         else:
-            if self.state == "loading":
-                self.state = "ready"
+            if self._state == "loading":
+                self._enter("ready")
         self._when_loaded(self)
+
+    async def _start(self, models: Repository) -> None:
+        """What goes on beside the requests."""
+        self._models = models
+        self._monitor = Monitor(
+            models,
+            self.metrics,
+            check_interval=self.settings.check_interval,
+            hang_timeout=self.settings.hang_timeout,
+            changed=lambda: self.metrics.state(self.state),
+        )
+        self._tasks.append(asyncio.create_task(self._monitor.run()))
+        if self.settings.watch:
+            for directory in artifacts_in(self.settings.artifacts):
+                await self._load_found(directory)
+            self._tasks.append(asyncio.create_task(self._watch()))
+        if self._fleet is not None:
+            await self._fleet.catch_up(self._change)
+            self._tasks.append(asyncio.create_task(self._fleet.follow(self._change)))
 
     def drain(self) -> None:
         """Say from now on that it is not ready, and load no further; what was accepted goes on."""
-        self.state = "draining"
+        self._enter("draining")
         self._stop.set()
+        for task in self._tasks:
+            task.cancel()
 
     def close(self, timeout_s: float) -> None:
         """End the threads; by now no request is left."""
         self.decoders.close()
         if self._models is not None:
             self._models.close(timeout_s)
+
+    def _enter(self, state: Literal["ready", "draining", "failed"]) -> None:
+        self._state = state
+        self.metrics.state(self.state)
+
+    # --- its models
 
     @property
     def models(self) -> Repository:
@@ -91,25 +168,118 @@ class Serving:
             raise NotReady(f"The server is not ready: {why}.")
         return self._models
 
-    def model(self, name: str | None) -> LoadedModel:
-        """The model of that name, None for the default one; raises UnknownModel or NotReady."""
-        return self.models.get(name)
+    def lease(self, name: str | None) -> AbstractContextManager[LoadedModel]:
+        """The model of that name, None for the default one, which stays open until the end of `with`.
+
+        Raises:
+            UnknownModel, NotReady.
+        """
+        return self.models.lease(name)
+
+    async def load_model(self, name: str) -> None:
+        """Load an artifact by its name, or swap a loaded model for what lies in its directory now.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            LoadRefused: it cannot be served; what was loaded before is served on.
+        """
+        await self._submit("load", name)
+
+    async def unload_model(self, name: str) -> None:
+        """Serve that model no more; requests that have it finish. Raises UnknownModel."""
+        await self._submit("unload", name)
+
+    async def _submit(self, action: Literal["load", "unload"], name: str) -> None:
+        if self._fleet is not None:
+            await self._fleet.submit(action, name)
+        else:
+            await self._change(action, name)
+
+    async def _change(self, action: str, name: str) -> None:
+        async with self._changing:
+            if action == "unload":
+                self.models.remove(name)
+                self.metrics.state(self.state)  # it may have been the one that was broken
+                logger.info("%s is unloaded", name)
+            else:
+                await self._load_from(await asyncio.to_thread(self.models.locate, name))
+
+    async def _load_from(self, directory: Path) -> None:
+        model = await asyncio.to_thread(self.models.load, directory)
+        self.models.put(model)
+        logger.info("%s is loaded: version %s", model.name, model.manifest.version)
+
+    async def _watch(self) -> None:
+        async for directory in changed_artifacts(self.settings.artifacts):
+            await self._load_found(directory)
+
+    async def _load_found(self, directory: Path) -> None:
+        """Load or swap an artifact that was found, unless it is what is loaded; a bad one is only logged."""
+        async with self._changing:
+            try:
+                if not await asyncio.to_thread(self.models.is_current, directory):
+                    await self._load_from(directory)
+            except LoadRefused as error:
+                logger.error("%s", error.detail)
+
+    # --- its requests
 
     def deadline(self, timeout_ms: int | None) -> float:
         """When a request that starts now must be answered, in `time.monotonic()`; clients only shorten it."""
         return time.monotonic() + min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms) / 1000
 
-    async def run(self, batcher: Batcher, rows: Sequence[Row], deadline: float) -> list[Result]:
-        """Every row through the graph behind `batcher`, in order; all are accepted or none.
+    def check_room(self, model: LoadedModel, kind: GraphKind, deadline: float) -> None:
+        """Refuse before the body is read what would be refused after; raises as `run_images`."""
+        with self._problems(graph := _graph(model, kind)):
+            graph.batcher.check_room(1, deadline, self.decoders.seconds_for(1))
+
+    async def run_images(
+        self,
+        model: LoadedModel,
+        kind: GraphKind,
+        images: Sequence[bytes],
+        deadline: float,
+        *,
+        inputs: Mapping[str, NDArray[Any]] | None = None,
+        keep_original: bool = False,
+    ) -> Ran:
+        """Image files through a graph of the model; all are admitted or none.
+
+        Args:
+            inputs: what the graph takes beside the image, the same for all.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady: refused, or too late.
-            BatchFailed: the engine failed.
+            Overloaded, DeadlineExceeded, NotReady, EngineFailed: refused, too late, or the engine failed.
+            BadImage, TooManyBytes: of the first bad one.
+            NotFound: the model has no such graph.
         """
-        futures: list[Future[Result]] = []
+        graph = _graph(model, kind)
+        started = time.monotonic()
+        with self._problems(graph):
+            decoded_in_s = self.decoders.seconds_for(len(images))
+            with graph.batcher.admit(len(images), deadline, decoded_in_s) as admission:
+                spec = model.manifest.preprocessing
+                photographs = await self.decoders.preprocess(images, spec, keep_original)
+                decode_s = time.monotonic() - started
+                for _ in photographs:
+                    graph.meter.decoded(decode_s / len(photographs))
+                rows = [{"images": photograph.pixels, **(inputs or {})} for photograph in photographs]
+                results = await _results(admission, rows)
+        return Ran(photographs, results, stages_of(results, decode_s * 1000))
+
+    async def run_rows(
+        self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
+    ) -> list[Result]:
+        """Every row through a graph of the model, in order; raises as `run_images`, but for images."""
+        graph = _graph(model, kind)
+        with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
+            return await _results(admission, rows)
+
+    @contextmanager
+    def _problems(self, graph: LoadedGraph) -> Iterator[None]:
+        """The batcher's errors as problems."""
         try:
-            futures = batcher.submit(rows, deadline)
-            return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+            yield
         except QueueFull as error:
             raise Overloaded(
                 "As many images are waiting as the server takes.", error.retry_after_s
@@ -118,11 +288,37 @@ class Serving:
             raise DeadlineExceeded(
                 "The images cannot be done before the request's deadline.", error.retry_after_s
             ) from error
+        except Paused as error:
+            raise EngineFailed("The engine failed and is being built anew.") from error
+        except BatchFailed as error:
+            logger.error("A batch failed: %s", error)
+            if self._monitor is not None:
+                self._monitor.suspect(graph)
+            raise EngineFailed("The engine failed on the batch that the images were in.") from error
         except Closed as error:
             raise NotReady("The server is shutting down.") from error
-        finally:
-            for future in futures:  # if one failed, the others' places are free again
-                future.cancel()
+
+
+def stages_of(results: Sequence[Result], decode_ms: float) -> Stages:
+    """How long a request took until now: queue and inference are those of the row that finished last."""
+    last = max(results, key=lambda result: result.queue_ms + result.inference_ms)
+    return Stages(decode_ms, last.queue_ms, last.inference_ms, last.batch_size)
+
+
+def _graph(model: LoadedModel, kind: GraphKind) -> LoadedGraph:
+    if kind not in model.graphs:
+        raise NotFound(f"The model {model.name!r} has no {kind} graph.")
+    return model.graphs[kind]
+
+
+async def _results(admission: Admission, rows: Sequence[Row]) -> list[Result]:
+    futures: list[Future[Result]] = []
+    try:
+        futures = admission.submit(rows)
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+    finally:
+        for future in futures:  # if one failed, the others' places are free again
+            future.cancel()
 
 
 def serving_of(request: Request) -> Serving:
@@ -148,6 +344,7 @@ async def while_client_waits(request: Request, deadline: float, work: Coroutine[
         if task.done():
             return task.result()
         if gone.done():
+            serving_of(request).metrics.cancelled()
             raise ClientDisconnect
         raise DeadlineExceeded("The request's deadline has passed.")
     finally:

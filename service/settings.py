@@ -87,13 +87,13 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, ge=1, description="width x height of an image at most")
     max_images: int = Field(32, ge=1, description="images in one request at most")
     max_request_bytes: int = Field(
-        64 * MiB, ge=1, description="size of a multipart body at most, all images together"
+        64 * MiB, ge=1, description="size of a body with several images at most, as it came and decompressed"
     )
     timeout_ms: int = Field(
         30_000, ge=1, le=3_600_000, description="how long a request may take; a client can only shorten it"
     )
     drain_timeout: float = Field(
-        8, ge=0, le=3600, description="seconds that accepted requests get to finish after SIGTERM"
+        8, ge=0, le=3600, description="seconds after SIGTERM within which accepted requests finish and the server ends"
     )
     threads: int = Field(
         0,
@@ -130,7 +130,10 @@ class Settings(BaseSettings):
     )
     admin_key_file: Path | None = Field(None, description="a file with such keys, likewise")
     rate_limit: float = Field(
-        0, ge=0, description="requests a second for each key, or address where there are no keys; 0: no limit"
+        0,
+        ge=0,
+        description="requests a second for each key, or address where there are no keys, in each worker; "
+        "0: no limit",
     )
     header_timeout: float = Field(10, gt=0, le=3600, description="seconds that a request's head may take")
     body_timeout: float = Field(30, gt=0, le=3600, description="seconds that a request's body may take")

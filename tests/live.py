@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVE = "from service.app import serve; from service.settings import load_settings; serve(load_settings())"
+SERVE = (
+    "from service.running import serve; from service.settings import load_settings; serve(load_settings())"
+)
 READY_S = 120
 # Else several engines are timed at each start.
 USUAL: dict[str, object] = {"port": 0, "engine": "onnxruntime", "precision": "fp32"}
@@ -66,7 +68,7 @@ class LiveServer:
         with self.process.stderr:
             for line in self.process.stderr:
                 self.log.append(line)
-                if ready := re.search(r"Ready: .* at (http://\S+)", line):
+                if ready := re.search(r'Ready: .* at (http://[^\s"]+)', line):
                     self.url = ready[1]
                     self._ready.set()
         self._ready.set()

@@ -22,8 +22,9 @@ from PIL import Image
 
 from models.manifest import Manifest, read_manifest
 from models.preprocess import preprocess
-from service.app import create_app, serve
+from service.app import create_app
 from service.engines import EngineOptions, open_engine
+from service.running import serve
 from service.settings import Settings, SettingsError
 from tests.live import ROOT, LiveServer, live_server
 
@@ -392,11 +393,8 @@ def test_a_request_in_flight_is_finished_after_sigterm() -> None:
         connection.sendall(head + data[:100])
         httpx.get(f"{server.url}/health/live")  # by now the server has begun to read that request
         server.process.send_signal(signal.SIGTERM)
-        while True:  # until it takes no new connections
-            try:
-                socket.create_connection(("127.0.0.1", server.port), timeout=60).close()
-            except ConnectionError:
-                break
+        while httpx.get(f"{server.url}/health/ready").status_code == 200:
+            pass
         connection.sendall(data[100:])
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 OK")
@@ -454,11 +452,11 @@ def test_a_port_in_use_is_a_clear_error(server: LiveServer) -> None:
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     code = (
-        "from service.app import serve; from service.settings import load_settings\n"
+        "from service.running import serve; from service.settings import load_settings\n"
         f"serve(load_settings(port=0, model=['nix'], artifacts={str(tmp_path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "service.repository.LoadError: --model nix: there is no artifact"
+        "service.loading.LoadError: --model nix: there is no artifact"
     )

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.batcher import Batcher, BatchFailed, Closed, DeadlineMissed, QueueFull, Result, batch_sizes
+from service.batch_sizes import batch_sizes
+from service.batcher import (
+    Batcher,
+    BatchFailed,
+    Closed,
+    DeadlineMissed,
+    Paused,
+    QueueFull,
+    Result,
+    Runner,
+)
+from service.scheduler import Scheduler
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -38,6 +49,26 @@ class Doubler:
         return {"y": inputs["x"] * 2, "x": inputs["x"]}
 
 
+class Notes:
+    """An observer that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+        self.done: list[tuple[int, int, int]] = []
+        self.failed: list[int] = []
+
+    def queue_changed(self, num_waiting: int) -> None:
+        self.waiting.append(num_waiting)
+
+    def batch_done(
+        self, num_entries: int, padded_size: int, queue_s: Sequence[float], inference_s: float
+    ) -> None:
+        self.done.append((num_entries, padded_size, len(queue_s)))
+
+    def batch_failed(self, num_entries: int, inference_s: float) -> None:
+        self.failed.append(num_entries)
+
+
 @pytest.fixture
 def engine() -> Doubler:
     return Doubler()
@@ -58,9 +89,16 @@ def make(
     max_wait_ms: float = 0,
     queue_capacity: int = 8,
     ms: float = 1,
+    observer: Notes | None = None,
 ) -> Batcher:
     curve = dict.fromkeys(batch_sizes(max_batch_size), ms)
-    return Batcher("test", engine.run, curve, max_wait_ms=max_wait_ms, queue_capacity=queue_capacity)
+    return Batcher(
+        [Runner(engine.run, curve)],
+        Scheduler("test", 1),
+        max_wait_ms=max_wait_ms,
+        queue_capacity=queue_capacity,
+        observer=observer,
+    )
 
 
 def row(value: float) -> Arrays:
@@ -78,13 +116,6 @@ def hold(engine: Doubler, batcher: Batcher) -> Future[Result]:
     [future] = batcher.submit([row(100)])
     assert engine.started.wait(60)
     return future
-
-
-def test_batch_sizes_are_powers_of_two_and_the_maximum() -> None:
-    assert batch_sizes(1) == [1]
-    assert batch_sizes(2) == [1, 2]
-    assert batch_sizes(8) == [1, 2, 4, 8]
-    assert batch_sizes(12) == [1, 2, 4, 8, 12]
 
 
 def test_each_entry_gets_its_own_row_and_timings(batcher: Batcher) -> None:
@@ -236,7 +267,7 @@ def test_the_curve_follows_what_is_measured(engine: Doubler) -> None:
     for _ in range(20):
         value_of(batcher.submit([row(1)])[0])
     assert batcher.batch_ms[1] < 100
-    assert batcher.batch_ms[4] == 1_000
+    assert batcher.batch_ms[4] == batcher.batch_ms[1]  # what runs tells of what does not
     batcher.close()
 
 
@@ -280,3 +311,154 @@ def test_what_was_answered_is_freed_at_once(batcher: Batcher) -> None:
         assert answered() is None
     finally:
         gc.enable()
+
+
+# --- room is kept from admission on
+
+
+def test_admission_keeps_room_until_the_rows_come(engine: Doubler) -> None:
+    batcher = make(engine, queue_capacity=2)
+    with batcher.admit(2) as admission:
+        with pytest.raises(QueueFull):
+            batcher.submit([row(9)])
+        futures = admission.submit([row(1), row(2)])
+    assert [value_of(future) for future in futures] == [2, 4]
+    batcher.close()
+
+
+def test_room_that_was_not_used_is_given_back(engine: Doubler) -> None:
+    batcher = make(engine, queue_capacity=2)
+    with pytest.raises(ValueError, match="undecodable"), batcher.admit(2):
+        raise ValueError("undecodable")
+    assert [value_of(future) for future in batcher.submit([row(1), row(2)])] == [2, 4]
+    batcher.close()
+
+
+def test_rows_that_are_decoded_too_late_are_refused(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    deadline = time.monotonic() + 60
+    batcher.check_room(1, deadline, ready_in_s=1)
+    with pytest.raises(DeadlineMissed):
+        batcher.check_room(1, deadline, ready_in_s=90)
+    engine.go_on.set()
+    assert value_of(held) == 200
+
+
+# --- several runners
+
+
+class TwoRunners:
+    """A device of two slots: a wide runner for what comes alone, a narrow one with two instances for load."""
+
+    def __init__(self) -> None:
+        self.alone, self.at_load = Doubler(), Doubler()
+        self.scheduler = Scheduler("test", 2)
+        self.batcher = Batcher(
+            [Runner(self.alone.run, {1: 1.0}), Runner(self.at_load.run, {1: 1.0, 2: 1.0, 4: 1.0}, 2)],
+            self.scheduler,
+            max_wait_ms=0,
+            queue_capacity=100,
+        )
+
+    def close(self) -> None:
+        for engine in (self.alone, self.at_load):
+            engine.go_on.set()
+        self.batcher.close()
+        self.scheduler.close()
+
+
+@pytest.fixture
+def two() -> Iterator[TwoRunners]:
+    made = TwoRunners()
+    yield made
+    made.close()
+
+
+def test_an_entry_that_comes_alone_gets_the_whole_device(two: TwoRunners) -> None:
+    assert value_of(two.batcher.submit([row(1)])[0]) == 2
+    assert [len(two.alone.batches), len(two.at_load.batches)] == [1, 0]
+
+
+def test_idle_instances_share_what_waits(two: TwoRunners) -> None:
+    two.alone.go_on.clear()
+    two.at_load.go_on.clear()
+    [first] = two.batcher.submit([row(1)])
+    assert two.alone.started.wait(60)
+    waiting = two.batcher.submit([row(value) for value in range(4)])
+    two.alone.go_on.set()
+    assert value_of(first) == 2
+    with two.scheduler.changed:  # both instances run, two entries each
+        assert two.scheduler.changed.wait_for(lambda: len(two.at_load.batches) == 2, 60)
+    assert sorted(len(batch) for batch in two.at_load.batches) == [2, 2]
+    two.at_load.go_on.set()
+    assert [value_of(future) for future in waiting] == [0, 2, 4, 6]
+
+
+def test_a_probe_goes_through_every_runner_by_itself_and_is_nobodys_batch(engine: Doubler) -> None:
+    notes = Notes()
+    batcher = make(engine, queue_capacity=1, observer=notes)
+    held = hold(engine, batcher)
+    [waiting] = batcher.submit([row(1)])  # the queue is full
+    [probe] = batcher.probe(row(7))
+    engine.go_on.set()
+    assert [value_of(future) for future in (held, probe, waiting)] == [200, 14, 2]
+    assert [batch.ravel().tolist() for batch in engine.batches] == [[100], [7], [1]]
+    batcher.close()
+    assert notes.done == [(1, 1, 1), (1, 1, 1)]
+
+
+def test_probes_ask_each_runner(two: TwoRunners) -> None:
+    assert [value_of(future) for future in two.batcher.probe(row(3))] == [6, 6]
+    assert [len(two.alone.batches), len(two.at_load.batches)] == [1, 1]
+
+
+# --- an engine that is built anew
+
+
+def test_what_waits_while_paused_is_run_by_the_new_engine(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    [waiting] = batcher.submit([row(1)])
+    [probe] = batcher.probe(row(1))
+    batcher.pause()
+    assert probe.cancelled()
+    with pytest.raises(Paused):
+        batcher.submit([row(2)])
+    engine.go_on.set()
+    assert value_of(held) == 200
+    assert batcher.wait_until_idle(60)
+    replacement = Doubler()
+    batcher.resume([Runner(replacement.run, {1: 1.0})])
+    assert value_of(waiting) == 2
+    assert [len(engine.batches), len(replacement.batches)] == [1, 1]
+
+
+def test_closing_while_paused_refuses_what_waits(engine: Doubler, batcher: Batcher) -> None:
+    held = hold(engine, batcher)
+    [waiting] = batcher.submit([row(1)])
+    batcher.pause()
+    engine.go_on.set()
+    assert value_of(held) == 200
+    assert batcher.close(60)
+    with pytest.raises(Closed):
+        waiting.result(timeout=60)
+
+
+def test_a_batch_that_is_given_up_fails_and_its_late_answer_is_nobodys(engine: Doubler) -> None:
+    notes, scheduler = Notes(), Scheduler("test", 1)
+    batcher = Batcher(
+        [Runner(engine.run, {1: 1.0})], scheduler, max_wait_ms=0, queue_capacity=8, observer=notes
+    )
+    hung = hold(engine, batcher)
+    [job] = scheduler.overdue(0)
+    assert job.source is batcher
+    scheduler.abandon(job)
+    with pytest.raises(BatchFailed, match="given up"):
+        hung.result(timeout=60)
+    batcher.resume([Runner(Doubler().run, {1: 1.0})])
+    assert value_of(batcher.submit([row(1)])[0]) == 2  # the device serves on
+    engine.go_on.set()  # now the hung one comes back
+    batcher.close()
+    scheduler.close(60)
+    assert notes.failed == [1]
+    assert notes.done == [(1, 1, 1)]
+    assert notes.waiting[-1] == 0

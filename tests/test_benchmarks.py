@@ -1,4 +1,4 @@
-"""benchmarks: theory, engines, aims and soak. No timing is asserted, only what is said of it."""
+"""benchmarks: theory, engines, aims and soak_batches. No timing is asserted, only what is said of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import soak
 from benchmarks.aims import judge, print_aims
 from benchmarks.engines import BenchError, bench_engines
 from benchmarks.subjects import FloatInput
@@ -181,31 +180,23 @@ def test_aims(capsys: pytest.CaptureFixture[str]) -> None:
     assert "uint8 against float input, ORT fp32, % <= 3: 4.00, NOT met" in told
 
 
-# --- soak --------------------------------------------------------------------------------------------
+# --- soak_batches ------------------------------------------------------------------------------------
 
 
-def test_soak_ends_with_json(artifact: Path, tmp_path: Path) -> None:
+def test_soak_batches_ends_with_json(artifact: Path, tmp_path: Path) -> None:
     flags = ["--model", artifact, "--runs", "24", "--max-batch-size", "5", "--engine", "onnxruntime"]
     flags += ["--threads", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", *map(str, flags)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.soak_batches", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     document = json.loads(done.stdout.splitlines()[-1])
     assert (document["groups"], document["wrong"]) == (24, 0)
     assert 24 <= document["images"] <= 24 * 5
     assert document["memory_mib"]["peak"] >= document["memory_mib"]["start"] > 10
     assert done.returncode == (0 if document["passed"] else 1), done.stderr
-
-
-def test_soak_judges_growth_after_the_first_quarter() -> None:
-    warm_up = [(count, 100.0 + min(count, 20)) for count in range(101)]
-    found = soak.judge(warm_up, 100)
-    assert (found["start"], found["end"]) == (100, 120)
-    assert found["growth"] == pytest.approx(0, abs=1)
-    assert found["slope"] == pytest.approx(0, abs=1e-6)
-    leak = soak.judge([(count, 100.0 + count) for count in range(101)], 100)
-    assert leak["growth"] > soak.GROWTH_MIB
-    assert leak["slope"] == pytest.approx(1000)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from models.cifar import cifar_labels
 from models.manifest import read_manifest
 from models.resnet import build
 from models.zoo import ZOO
-from service.repository import load_model
+from service.loading import load_model
 from service.settings import load_settings
 from tests.conftest import ROOT, liven, metadata_for
 
@@ -149,7 +149,7 @@ def test_export_with_random_weights_in_other_precisions(
         ZOO["resnet20"], name="resnet6", depths=(1, 1), aliases=(), num_parameters=None, num_macs=None
     )
     monkeypatch.setitem(ZOO, "resnet6", few)
-    monkeypatch.setattr("service.selection.TIMED_S", 0.0)
+    monkeypatch.setattr("service.trying.TIMED_S", 0.0)
     out = tmp_path / "small"
     asked = ["--precision", "fp16", "--precision", "int8", "--calibration", str(photographs)]
     code = command_line.main(
@@ -186,7 +186,7 @@ def test_export_prunes_and_fine_tunes(
         ZOO["resnet20"], name="resnet4", depths=(1,), width=16, aliases=(), num_parameters=None, num_macs=None
     )
     monkeypatch.setitem(ZOO, "resnet4", few)
-    monkeypatch.setattr("service.selection.TIMED_S", 0.0)
+    monkeypatch.setattr("service.trying.TIMED_S", 0.0)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split, count in (("train", 13), ("val", 2)):

@@ -1,4 +1,4 @@
-"""Images are decoded on the pool, in order; the first bad one is named; too many at once are refused."""
+"""Images are decoded on the pool, in order; the first bad one is named; what is pending is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from PIL import Image
 from models.manifest import Preprocessing
 from models.preprocess import Limits
 from service.decoding import DecodePool
-from service.errors import BadImage, Overloaded, TooManyBytes
+from service.errors import BadImage, TooManyBytes
+from service.metrics import Metrics
 
 SPEC = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -25,7 +26,7 @@ def png(shade: int, size: tuple[int, int] = (20, 10)) -> bytes:
 
 @pytest.fixture
 def pool() -> Iterator[DecodePool]:
-    made = DecodePool(2, capacity=4, limits=Limits(max_bytes=2_000, max_pixels=1_000))
+    made = DecodePool(2, Limits(max_bytes=2_000, max_pixels=1_000), Metrics())
     yield made
     made.close()
 
@@ -63,13 +64,41 @@ def test_too_many_bytes_is_413(pool: DecodePool) -> None:
         asyncio.run(pool.preprocess([b"x" * 2_001], SPEC))
 
 
-def test_what_the_pool_cannot_hold_is_refused_and_the_places_come_back(pool: DecodePool) -> None:
-    async def overfill() -> None:
-        first = asyncio.create_task(pool.preprocess([png(1)] * 3, SPEC))
-        await asyncio.sleep(0)  # it has taken its places
-        with pytest.raises(Overloaded):
-            await pool.preprocess([png(2)] * 2, SPEC)
-        assert len(await first) == 3
-        assert len(await pool.preprocess([png(2)] * 4, SPEC)) == 4
+def test_what_is_pending_counts_in_the_estimate_and_in_the_gauge() -> None:
+    metrics = Metrics()
+    pool = DecodePool(2, Limits(), metrics)
 
-    asyncio.run(overfill())
+    def decoding() -> float:
+        return next(
+            float(line.split()[1])
+            for line in metrics.render()[0].decode().splitlines()
+            if line.startswith("residuum_decoding_images ")
+        )
+
+    async def fill() -> None:
+        alone = pool.seconds_for(1)
+        work = asyncio.create_task(pool.preprocess([png(1)] * 3, SPEC))
+        await asyncio.sleep(0)  # it has begun
+        assert pool.seconds_for(1) > alone
+        assert decoding() == 3
+        await work
+        assert decoding() == 0
+
+    asyncio.run(fill())
+    pool.close()
+
+
+def test_what_is_cancelled_no_longer_counts() -> None:
+    pool = DecodePool(1, Limits(), Metrics())
+
+    async def leave() -> None:
+        alone = pool.seconds_for(1)
+        work = asyncio.create_task(pool.preprocess([png(1)] * 50, SPEC))
+        await asyncio.sleep(0)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert pool.seconds_for(1) < 50 * alone
+
+    asyncio.run(leave())
+    pool.close()

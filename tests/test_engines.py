@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Barrier, Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +17,20 @@ import pytest
 from models.manifest import Precision, read_manifest
 from service.engines import (
     _WHERE,
+    ENGINE_NAMES,
+    Engine,
     EngineError,
     EngineName,
     EngineOptions,
     EngineUnavailable,
     installed_version,
+    instance_counts,
     modes,
     open_engine,
     tensorrt,
 )
 from service.engines.bindings import BoundSession
+from service.engines.instances import Instances
 from service.engines.machine import auto_threads, cpu_features, cpu_name, num_cores, num_gpus, pin_memory
 from service.engines.onnxruntime import CPU, OnnxRuntimeEngine, cuda_options, open_session
 
@@ -61,6 +70,138 @@ def test_info(classify: Path) -> None:
     assert (info.name, info.device, info.threads, info.mode) == ("onnxruntime", "cpu", 1, "cpu")
     assert OnnxRuntimeEngine(classify, "fp32", ON_CPU).info.threads == auto_threads() <= num_cores()
     assert info.version == installed_version("onnxruntime")
+
+
+ON_EACH_ENGINE = pytest.mark.parametrize("name", [name for name in ENGINE_NAMES if installed_version(name)])
+TIMEOUT_S = 60  # of a test that would else hang where it should fail
+
+
+def open_instances(name: EngineName, graph: Path, instances: int, threads: int = 2) -> Engine:
+    return open_engine(name, graph, "fp32", EngineOptions("cpu", threads=threads, instances=instances))
+
+
+@ON_EACH_ENGINE
+@pytest.mark.parametrize(
+    ("threads", "instances", "expected"), [(2, 1, 2), (2, 2, 2), (3, 2, 2), (1, 2, 2), (4, 2, 4)]
+)
+def test_instances_share_the_threads(
+    classify: Path, name: EngineName, threads: int, instances: int, expected: int
+) -> None:
+    """An equal share each, and one at least."""
+    with closing(open_instances(name, classify, instances, threads)) as engine:
+        assert (engine.info.instances, engine.info.threads) == (instances, expected)
+
+
+@ON_EACH_ENGINE
+@pytest.mark.parametrize("threads", [2, 4])
+def test_callers_at_once_get_their_own_rows(artifact: Path, name: EngineName, threads: int) -> None:
+    """Four threads and two instances, of one thread or two: no row is another's, none changes afterwards."""
+    graph = read_manifest(artifact).graphs[0]
+    images = np.random.default_rng(3).integers(0, 256, (4, 6, 3, 32, 32, 3), np.uint8)
+    with closing(open_instances(name, artifact / graph.file, 1)) as alone:
+        expected = [[alone.run({"images": batch})["logits"] for batch in caller] for caller in images]
+    assert np.abs(np.diff(np.concatenate(expected).reshape(-1, 10), axis=0)).max(1).min() > 0.01
+
+    def call(caller: int) -> list[Any]:
+        return [engine.run({"images": batch[: 1 + n % 3]}) for n, batch in enumerate(images[caller])]
+
+    with (
+        closing(open_instances(name, artifact / graph.file, 2, threads)) as engine,
+        ThreadPoolExecutor(4) as callers,
+    ):
+        answers = list(callers.map(call, range(4), timeout=TIMEOUT_S))
+    for caller, batches in enumerate(answers):
+        for n, outputs in enumerate(batches):
+            np.testing.assert_allclose(outputs["logits"], expected[caller][n][: 1 + n % 3], atol=1e-3)
+
+
+@ON_EACH_ENGINE
+def test_two_instances_run_at_once_and_a_third_run_waits(
+    classify: Path, inputs: dict[str, np.ndarray], name: EngineName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs must meet to go on, while they have an instance; the third meets the fourth, after them."""
+    both = Barrier(2)
+    lent = Instances.lent
+    inside: list[int] = []
+
+    @contextmanager
+    def meeting(self: Instances[Any]) -> Iterator[Any]:
+        with lent(self) as item:
+            inside.append(+1)
+            both.wait(TIMEOUT_S)
+            yield item
+            inside.append(-1)
+
+    with closing(open_instances(name, classify, 2)) as engine, ThreadPoolExecutor(4) as callers:
+        monkeypatch.setattr(Instances, "lent", meeting)
+        runs = [callers.submit(engine.run, {"images": inputs["images"]}) for _ in range(4)]
+        for run in runs:
+            assert run.result(TIMEOUT_S)["logits"].shape == (5, 10)
+    assert max(np.cumsum(inside)) == 2
+
+
+@ON_EACH_ENGINE
+def test_a_run_that_fails_leaves_the_others_whole(
+    classify: Path, inputs: dict[str, np.ndarray], name: EngineName
+) -> None:
+    """Every other one is no input of the graph; no instance is lost to them."""
+    good, wrong = inputs["images"], inputs["images"][:, :16]
+    with closing(open_instances(name, classify, 2)) as engine, ThreadPoolExecutor(4) as callers:
+        expected = engine.run({"images": good})["logits"]
+        runs = [callers.submit(engine.run, {"images": wrong if n % 2 else good}) for n in range(24)]
+        for n, run in enumerate(runs):
+            if n % 2:
+                with pytest.raises(EngineError):
+                    run.result(TIMEOUT_S)
+            else:
+                np.testing.assert_allclose(run.result(TIMEOUT_S)["logits"], expected, atol=1e-4)
+
+
+def test_what_is_lent_comes_back_and_the_warmest_goes_first() -> None:
+    instances = Instances(["first", "second"])
+    with instances.lent() as one, instances.lent() as other:
+        assert {one, other} == {"first", "second"}
+    with instances.lent() as again:
+        assert again == one  # the outer one came back last
+    started = Event()
+
+    def use() -> str:
+        started.set()
+        with instances.lent() as item:
+            return item
+
+    with ThreadPoolExecutor(1) as callers:
+        with instances.lent(), instances.lent() as last:
+            third = callers.submit(use)
+            assert started.wait(TIMEOUT_S)
+            assert not third.done()
+        assert third.result(TIMEOUT_S) in (one, last)
+
+
+@pytest.mark.parametrize(
+    ("threads", "expected"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (4, (1, 4)),
+        (7, (1, 7)),
+        (8, (1, 2, 4, 8)),
+        (9, (1, 4, 8, 9)),
+        (16, (1, 4, 8, 16)),
+    ],
+)
+def test_numbers_of_instances_worth_timing(threads: int, expected: tuple[int, ...]) -> None:
+    for name in ENGINE_NAMES:
+        assert instance_counts(name, "cpu", threads) == expected
+    assert instance_counts("onnxruntime", "cuda", threads) == (1, 2)
+    assert instance_counts("torch", "cuda", threads) == (1,)
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engines.machine.num_cores", lambda: 6)
+    assert [auto_threads(workers) for workers in (1, 2, 4, 6, 9)] == [6, 3, 1, 1, 1]
+    monkeypatch.setattr("service.engines.machine.num_cores", lambda: 64)
+    assert [auto_threads(workers) for workers in (1, 2, 8)] == [16, 16, 8]
 
 
 @pytest.mark.skipif(num_gpus() > 0, reason="this machine has a GPU")

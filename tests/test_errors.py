@@ -14,7 +14,9 @@ from starlette.testclient import TestClient
 from service import errors
 from service.error_handlers import add_error_handlers
 from service.errors import Problem
+from service.metrics import Metrics
 from service.middleware import HeadAsGet, UnexpectedErrors
+from service.request_log import RequestLog
 
 
 def all_problems(base: type[Problem] = Problem) -> list[type[Problem]]:
@@ -26,6 +28,7 @@ def client() -> TestClient:
     app = FastAPI()
     add_error_handlers(app)
     app.add_middleware(UnexpectedErrors)
+    app.add_middleware(RequestLog, Metrics(), access_log=False, tracer=None)
     app.add_middleware(HeadAsGet)
 
     @app.get("/fail")
@@ -95,6 +98,7 @@ def test_the_unforeseen_is_a_500_with_an_id_that_the_log_has(
     document = response.json()
     assert document["code"] == "internal"
     assert "secret" not in response.text
+    assert document["request_id"] == response.headers["x-request-id"]
     assert document["request_id"] in caplog.text
     assert "ZeroDivisionError: a secret" in caplog.text
 

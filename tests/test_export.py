@@ -33,7 +33,7 @@ from models.manifest import (
 from models.resnet import ResNet, build
 from models.zoo import ZOO
 from service.engines import EngineName
-from service.repository import LoadError, load_model
+from service.loading import LoadError, load_model
 from service.settings import Settings
 from tests.conftest import liven, metadata_for
 

@@ -28,8 +28,8 @@ from service.introspection import ABSENT, MAP_QUANTITIES, NO_RELU, NO_SHORTCUT, 
 from service.introspection_answer import NOT_YET, Run, answer, decode_map, to_json, to_npz
 from service.introspection_query import IntrospectQuery, ParameterError, resolve
 from service.introspection_schemas import Introspection
+from service.loading import load_model
 from service.rendering import OUTPUTS, contact_sheet
-from service.repository import load_model
 from service.settings import Settings
 from tests.conftest import liven, metadata_for
 from tests.images import encode, photograph

@@ -1,4 +1,4 @@
-"""The OpenVINO engine answers as ONNX Runtime does, whatever the mode and the batch."""
+"""The OpenVINO engine answers as ONNX Runtime does, whatever the instances and the batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from models.manifest import Precision, read_manifest
 from service.engines import EngineError, EngineOptions, EngineUnavailable, modes, open_engine
 from service.engines.machine import cpu_features
-from service.engines.openvino import compile_properties, openvino, split
+from service.engines.openvino import compile_properties, openvino
 
 ROOT = Path(__file__).resolve().parent.parent
-MODES = ("latency", "throughput")
+INSTANCES = (1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +32,17 @@ def open_graph(artifact: Path, kind: Any, **options: Any) -> Any:
     return open_engine("openvino", artifact / graph.file, "fp32", EngineOptions(**options))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("instances", INSTANCES)
+@pytest.mark.parametrize("threads", [2, 4])
 def test_every_batch_size_gives_the_rows_of_onnxruntime(
-    artifact: Path, inputs: dict[str, np.ndarray], mode: str, threads: int
+    artifact: Path, inputs: dict[str, np.ndarray], instances: int, threads: int
 ) -> None:
-    """Also more streams than cores, fewer rows than streams, and rows that do not divide by the streams."""
+    """Also more threads than cores."""
     graph = read_manifest(artifact).graph("introspect")
     assert graph is not None
     reference = open_engine("onnxruntime", artifact / graph.file, "fp32", EngineOptions("cpu")).run(inputs)
-    engine = open_graph(artifact, "introspect", mode=mode, threads=threads)
-    assert (engine.info.mode, engine.info.threads, engine.info.device) == (mode, threads, "cpu")
+    engine = open_graph(artifact, "introspect", instances=instances, threads=threads)
+    assert (engine.info.mode, engine.info.threads, engine.info.device) == ("cpu", threads, "cpu")
     for size in (5, 1, 2, 4):
         outputs = engine.run({name: array[:size] for name, array in inputs.items()})
         assert list(outputs) == list(reference)
@@ -51,20 +51,20 @@ def test_every_batch_size_gives_the_rows_of_onnxruntime(
     engine.close()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_outputs_belong_to_the_caller(artifact: Path, inputs: dict[str, np.ndarray], mode: str) -> None:
-    engine = open_graph(artifact, "classify", mode=mode, threads=2)
+@pytest.mark.parametrize("instances", INSTANCES)
+def test_outputs_belong_to_the_caller(artifact: Path, inputs: dict[str, np.ndarray], instances: int) -> None:
+    engine = open_graph(artifact, "classify", instances=instances, threads=2)
     first = engine.run({"images": inputs["images"]})["logits"]
     kept = first.copy()
     engine.run({"images": 255 - inputs["images"]})
     np.testing.assert_array_equal(first, kept)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("instances", INSTANCES)
 def test_what_it_would_take_in_silence_is_refused(
-    artifact: Path, inputs: dict[str, np.ndarray], mode: str
+    artifact: Path, inputs: dict[str, np.ndarray], instances: int
 ) -> None:
-    engine = open_graph(artifact, "introspect", mode=mode, threads=2)
+    engine = open_graph(artifact, "introspect", instances=instances, threads=2)
     good = engine.run(inputs)["logits"]
     for wrong, message in (
         ({"images": inputs["images"]}, "inputs"),
@@ -83,7 +83,7 @@ def test_errors_are_ours(artifact: Path, tmp_path: Path) -> None:
         open_engine("openvino", tmp_path / "no.onnx", "fp32")
     with pytest.raises(EngineUnavailable, match="device cuda: the engine openvino runs on the CPU"):
         open_graph(artifact, "classify", device="cuda")
-    with pytest.raises(EngineError, match="no mode 'fast'; there is: latency, throughput"):
+    with pytest.raises(EngineError, match="no mode 'fast'; there is: cpu"):
         open_graph(artifact, "classify", mode="fast")
     with pytest.raises(EngineUnavailable, match="use int8 on the CPU"):
         open_engine("openvino", artifact / read_manifest(artifact).graphs[0].file, "int8-trt")
@@ -92,14 +92,14 @@ def test_errors_are_ours(artifact: Path, tmp_path: Path) -> None:
 def test_precisions_mean_what_they_say() -> None:
     """Never bf16 where fp32 is asked for, even on a processor that has it."""
     core = openvino.Core()
+    options = EngineOptions(threads=8, instances=4)
     for precision in ("fp32", "int8"):
-        properties = compile_properties(core, precision, "latency", 2)  # type: ignore[arg-type]
+        properties = compile_properties(core, precision, options)  # type: ignore[arg-type]
         assert properties["INFERENCE_PRECISION_HINT"] == "f32"
-    assert compile_properties(core, "fp32", "latency", 4)["NUM_STREAMS"] == 1
-    assert compile_properties(core, "fp32", "throughput", 4)["NUM_STREAMS"] == 4
+        assert (properties["NUM_STREAMS"], properties["INFERENCE_NUM_THREADS"]) == (4, 8)
     has_bf16 = bool({"avx512_bf16", "amx_bf16"} & set(cpu_features()))
     if has_bf16 or sys.platform == "linux":
-        hint = compile_properties(core, "bf16", "latency", 2)["INFERENCE_PRECISION_HINT"]
+        hint = compile_properties(core, "bf16", options)["INFERENCE_PRECISION_HINT"]
         assert hint == ("bf16" if has_bf16 else "f32")
 
 
@@ -107,14 +107,8 @@ def test_modes_worth_trying() -> None:
     def of(precision: Precision, **options: Any) -> tuple[str, ...]:
         return modes("openvino", precision, EngineOptions(device="cpu", **options))
 
-    assert of("fp32", threads=2, batch_sizes=(1, 8)) == of("int8", threads=2, batch_sizes=(1, 8)) == MODES
-    assert of("fp32", threads=1, batch_sizes=(1, 8)) == of("fp32", threads=2) == ("latency",)
+    assert of("fp32", threads=2, batch_sizes=(1, 8)) == of("int8", threads=1) == ("cpu",)
     assert of("int8-trt") == modes("openvino", "fp32", EngineOptions(device="cuda")) == ()
-
-
-def test_rows_are_split_evenly() -> None:
-    assert split(5, 2) == [slice(0, 2), slice(2, 5)]
-    assert split(3, 3) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 def test_it_reports_to_nobody_and_loads_quickly(artifact: Path) -> None:

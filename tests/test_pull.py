@@ -35,7 +35,7 @@ from models.preprocess import preprocess
 from models.pretrained import MEAN, STD, Pretrained
 from models.resnet import build
 from models.zoo import ZOO
-from service.repository import find_artifact, load_model
+from service.loading import find_artifact, load_model
 from service.settings import load_settings
 from tests import oracles
 from tests.conftest import ROOT, liven
@@ -174,7 +174,7 @@ def pull(
         monkeypatch.setenv(f"RESIDUUM_{name}", f"{sources.server.url}/mirror, {sources.server.url}")
     monkeypatch.setenv("RESIDUUM_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("RESIDUUM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("service.selection.TIMED_S", 0.0)
+    monkeypatch.setattr("service.trying.TIMED_S", 0.0)
     sources.server.seen.clear()
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:

@@ -171,31 +171,34 @@ def test_what_cannot_be_had_says_why(tmp_path: Path) -> None:
 def test_info_and_threads(tmp_path: Path) -> None:
     path = made(tmp_path, "x = Cast <to = 1> (images) logits = Relu (x)")
     before = torch.get_num_threads()
-    engine = TorchEngine(path, "fp32", EngineOptions("cpu", threads=2))
+    engine = TorchEngine(path, "fp32", EngineOptions("cpu", threads=2, instances=2))
     assert (engine.info.name, engine.info.device, engine.info.threads) == ("torch", "cpu", 2)
     assert (engine.info.version, engine.info.mode) == (torch.__version__, "eager")
     engine.run({"images": np.zeros((1, 4, 4, 3), np.uint8)})
     assert torch.get_num_threads() == before  # of the caller
+    assert engine.info.instances == 2
     if not torch.cuda.is_available():
         assert TorchEngine(path).info.device == "cpu"
 
 
 COMPILE = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from service.engines import EngineOptions, EngineUnavailable
 from service.engines.pytorch import TorchEngine
 graph, cache = Path(sys.argv[1]), Path(sys.argv[2])
 try:
-    engine = TorchEngine(graph, "fp32", EngineOptions("cpu", "compile", 1, (2,), cache))
+    engine = TorchEngine(graph, "fp32", EngineOptions("cpu", "compile", 2, (2,), cache, instances=2))
 except EngineUnavailable as error:
     sys.exit(str(error))
 assert engine.info.mode == "compile"
-for size in (1, 2, 3):
-    images = np.random.default_rng(size).integers(0, 256, (size, 4, 4, 3), np.uint8)
-    logits = engine.run({"images": images})["logits"]
-    np.testing.assert_array_equal(logits, images.astype(np.float32) * 2)
+batches = [np.random.default_rng(n).integers(0, 256, (1 + n % 3, 4, 4, 3), np.uint8) for n in range(12)]
+with ThreadPoolExecutor(4) as callers:
+    answers = callers.map(engine.run, [{"images": images} for images in batches])
+for images, outputs in zip(batches, answers, strict=True):
+    np.testing.assert_array_equal(outputs["logits"], images.astype(np.float32) * 2)
 """
 
 
@@ -243,6 +246,13 @@ def test_on_a_gpu_as_on_the_cpu(precision: Precision, mode: str, exported: Expor
         kept.append((outputs, expected))
     for outputs, expected in kept:  # no later run changed them
         assert_same(outputs, expected, TOLERANCES[precision])
+
+
+@needs_gpu
+def test_a_gpu_runs_one_batch_at_a_time(tmp_path: Path) -> None:
+    path = made(tmp_path, "x = Cast <to = 1> (images) logits = Relu (x)")
+    with pytest.raises(EngineUnavailable, match="one batch at a time; use --instances 1"):
+        TorchEngine(path, "fp32", EngineOptions("cuda", instances=2))
 
 
 @needs_gpu

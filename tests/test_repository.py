@@ -7,7 +7,9 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ import pytest
 from PIL import Image
 
 from models.manifest import read_manifest, sha256_of
+from service.engines import Engine
 from service.engines.onnxruntime import OnnxRuntimeEngine
-from service.errors import UnknownModel
-from service.repository import LoadError, Repository, find_artifact, load_model
+from service.errors import LoadRefused, NotReady, UnknownModel
+from service.loading import LoadedModel, LoadError, find_artifact, load_model
+from service.repository import Repository
 from service.settings import Settings
 
 
@@ -76,7 +80,7 @@ def test_engines_are_closed_after_their_batchers(artifact: Path, settings: Setti
     model = load_model(artifact, settings)
     model.close()
     for graph in model.graphs.values():
-        assert not hasattr(graph.running, "_session")
+        assert not any(hasattr(engine, "_session") for engine in graph.engines)
 
 
 def test_what_was_opened_is_closed_where_a_later_graph_fails(
@@ -149,6 +153,121 @@ def test_two_of_one_name_are_refused(artifact: Path, copy: Path, settings: Setti
 def test_an_unknown_artifact_is_refused_with_what_there_is(copy: Path) -> None:
     with pytest.raises(LoadError, match=r"--model nix: .* there is: embedded, copy"):
         find_artifact("nix", copy.parent)
+
+
+# Leases
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Queue[OnnxRuntimeEngine]:
+    """Engines that have been closed, as they are."""
+    queue: Queue[OnnxRuntimeEngine] = Queue()
+    close = OnnxRuntimeEngine.close
+
+    def note(engine: OnnxRuntimeEngine) -> None:
+        close(engine)
+        queue.put(engine)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", note)
+    return queue
+
+
+def engines_of(model: LoadedModel) -> set[Engine]:
+    return {engine for graph in model.graphs.values() for engine in graph.engines}
+
+
+def answers(model: LoadedModel) -> bool:
+    pixels = np.asarray(Image.open(model.directory / model.manifest.golden_image))
+    [future] = model.classify.submit([{"images": pixels}])
+    return future.result(60).outputs["logits"].shape == (10,)
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_a_leased_model_stays_open_until_the_last_one_gives_it_back(
+    copy: Path, settings: Settings, closed: Queue[OnnxRuntimeEngine], swapped: bool
+) -> None:
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    with repository.lease(None) as model:
+        with suppress(KeyError), repository.lease("resnet20") as again:
+            assert again is model
+            if swapped:
+                repository.put(repository.load(copy))
+            else:
+                repository.remove("resnet20")
+            raise KeyError("which ends that lease")
+        assert answers(model)
+        assert closed.empty()
+    assert {closed.get(timeout=60) for _ in engines_of(model)} == engines_of(model)
+    if swapped:
+        assert repository.get(None) is not model
+        assert answers(repository.get(None))
+    else:
+        with pytest.raises(NotReady, match="No model is loaded"), repository.lease(None):
+            pass
+    repository.close()
+
+
+def test_what_nobody_has_is_closed_at_once(
+    copy: Path, settings: Settings, closed: Queue[OnnxRuntimeEngine]
+) -> None:
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    model = repository.get(None)
+    repository.remove("resnet20")
+    assert {closed.get(timeout=60) for _ in engines_of(model)} == engines_of(model)
+    repository.close()
+
+
+def test_what_is_queued_at_a_swap_is_answered(copy: Path, settings: Settings) -> None:
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    old = repository.get(None)
+    pixels = np.asarray(Image.open(copy / old.manifest.golden_image))
+    futures = old.classify.submit([{"images": pixels}] * 50)
+    repository.put(repository.load(copy))
+    assert all(future.result(60).outputs["logits"].shape == (10,) for future in futures)
+    repository.close()
+
+
+def test_the_end_closes_what_is_leased_too(
+    copy: Path, settings: Settings, closed: Queue[OnnxRuntimeEngine]
+) -> None:
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    with repository.lease(None) as model:
+        repository.remove("resnet20")
+        repository.close(60)
+        assert closed.qsize() == len(engines_of(model))
+    assert closed.qsize() == len(engines_of(model))  # and once only
+
+
+def test_whatever_goes_wrong_while_loading_is_a_refusal(
+    copy: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would else end the watch, or be a 500."""
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("what nobody foresaw")
+
+    monkeypatch.setattr("service.repository.load_model", fail)
+    with pytest.raises(LoadRefused, match="what nobody foresaw"):
+        repository.load(copy)
+    assert answers(repository.get(None))
+    repository.close()
+
+
+def test_an_artifact_that_was_changed_is_no_longer_current(copy: Path, settings: Settings) -> None:
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    assert repository.is_current(copy)
+    assert not repository.is_current(copy.parent)
+    change_manifest(copy, lambda manifest: manifest.update(version="2"))
+    assert not repository.is_current(copy)
+    repository.put(repository.load(copy))
+    assert repository.is_current(copy)
+    (copy / "manifest.json").write_text("{")
+    assert not repository.is_current(copy)
+    repository.close()
+
+
+# Damage
 
 
 def flip_a_byte(directory: Path) -> None:

@@ -1,4 +1,7 @@
-"""`auto` is measured: the fastest that is right wins, and what is wrong or cannot run is named with why."""
+"""`auto` is measured: the fastest that is right wins, and what is wrong or cannot run is named with why.
+
+What is timed, and with how many instances, is tested in test_trying.py.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from models.manifest import Graph, Manifest, read_manifest, sha256_of
 from service.engines import ENGINE_NAMES
 from service.engines.machine import cpu_features
 from service.golden import golden_batch, golden_row
-from service.repository import LoadError, load_model
-from service.selection import Candidate, Choice, NothingRuns, candidates, choose, try_graph
+from service.loading import LoadError, load_model
+from service.schemas import EngineTrial
+from service.selection import Choice, NothingRuns, candidates, choose, engine_options, next_best, try_graph
 from service.settings import Settings
+from service.trying import Candidate, trial_of
 
 SOUND = 0.05  # a right kernel is that close to exact emulation, as a part of the logits; measured 0.01
 
@@ -110,16 +115,13 @@ def test_candidates_are_what_this_machine_should_try(several: Path, tmp_path: Pa
     manifest = read_manifest(several)
     assert words(candidates(manifest, "classify", settings_for(tmp_path))) == [
         "fp32 onnxruntime on cpu",
-        "fp32 openvino latency on cpu",
-        "fp32 openvino throughput on cpu",
+        "fp32 openvino on cpu",
         "int8 onnxruntime on cpu",
-        "int8 openvino latency on cpu",
-        "int8 openvino throughput on cpu",
+        "int8 openvino on cpu",
     ]
     assert words(candidates(manifest, "introspect", settings_for(tmp_path, precision="int8"))) == [
         "fp32 onnxruntime on cpu",
-        "fp32 openvino latency on cpu",
-        "fp32 openvino throughput on cpu",
+        "fp32 openvino on cpu",
     ]
 
 
@@ -127,7 +129,7 @@ def test_candidates_are_what_this_machine_should_try(several: Path, tmp_path: Pa
     ("given", "expected"),
     [
         ({"engine": "onnxruntime", "precision": "int8"}, ["int8 onnxruntime on cpu"]),
-        ({"engine": "openvino", "threads": 1, "precision": "fp32"}, ["fp32 openvino latency on cpu"]),
+        ({"engine": "openvino", "precision": "fp32"}, ["fp32 openvino on cpu"]),
         ({"engine": "torch", "precision": "fp32"}, ["fp32 torch eager on cpu"]),
         ({"engine": "openvino", "device": "cuda", "precision": "fp32"}, ["fp32 openvino on cuda"]),
     ],
@@ -165,11 +167,11 @@ def test_what_the_artifact_lacks_is_said(several: Path, tmp_path: Path) -> None:
 def test_the_fastest_that_is_right_wins(several: Path, tmp_path: Path) -> None:
     choice = chosen(several, settings_for(tmp_path))
     right = [trial for trial in choice.trials if trial.score_ms is not None]
-    assert len(choice.trials) == 6
+    assert len(choice.trials) == 4
     assert [trial for trial in choice.trials if trial.chosen] == [min(right, key=lambda t: t.score_ms or 0)]
     for trial in right:
-        assert list(trial.batch_ms) == [1, 2]
-        assert trial.score_ms == pytest.approx((trial.batch_ms[1] * trial.batch_ms[2] / 2) ** 0.5)
+        assert (list(trial.batch_ms), list(trial.loaded_ms)) == ([1, 2], [1, 2])
+        assert trial.score_ms == pytest.approx((trial.batch_ms[1] * trial.loaded_ms[trial.instances]) ** 0.5)
         assert trial.problem is None
     for trial in choice.trials:
         if trial.score_ms is None:
@@ -212,11 +214,100 @@ def test_when_nothing_is_right_every_reason_is_given(several: Path, tmp_path: Pa
         chosen(directory, settings_for(tmp_path))
 
 
-def test_a_sole_candidate_is_not_timed(several: Path, tmp_path: Path) -> None:
-    choice = chosen(several, settings_for(tmp_path, engine="onnxruntime"), "introspect")
+@pytest.mark.parametrize(
+    ("given", "instances"), [({"threads": 1}, 1), ({"instances": 1}, 1), ({"instances": 3}, 3)]
+)
+def test_what_is_without_alternative_is_not_timed(
+    several: Path, tmp_path: Path, given: dict[str, Any], instances: int
+) -> None:
+    choice = chosen(several, settings_for(tmp_path, engine="onnxruntime", **given), "introspect")
     [trial] = choice.trials
-    assert (trial.chosen, trial.batch_ms, trial.score_ms) == (True, {}, None)
+    assert (choice.instances, trial.instances) == (instances, instances)
+    assert (trial.chosen, trial.batch_ms, trial.loaded_ms, trial.score_ms) == (True, {}, {}, None)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_sole_candidate_is_timed_for_its_instances_and_remembered(several: Path, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, engine="onnxruntime")
+    choice = chosen(several, settings, "introspect")
+    [trial] = choice.trials
+    assert list(trial.loaded_ms) == [1, 2]
+    again = chosen(several, settings, "introspect")
+    assert (again.remembered, again.instances, again.trials) == (True, choice.instances, choice.trials)
+
+
+Measured = dict[tuple[str, str], tuple[float, dict[int, float]]]  # (precision, engine) -> alone, at load
+
+
+def measure_as(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[tuple[str, tuple[int, ...]]]:
+    """Trials come out as told: no timing of this machine decides. Returns what is tried, as it is."""
+    tried = []
+
+    def stub(
+        candidate: Candidate, _directory: Path, _manifest: Manifest, _row: Any, _options: Any, counts: Any
+    ) -> EngineTrial:
+        tried.append((str(candidate), tuple(counts)))
+        alone, loaded = measured[candidate.graph.precision, candidate.engine]
+        loaded = {count: loaded[count] for count in counts}
+        best = min(loaded, key=lambda count: loaded[count])
+        score = (alone * loaded[best]) ** 0.5
+        return trial_of(candidate, instances=best, batch_ms={1: alone}, loaded_ms=loaded, score_ms=score)
+
+    monkeypatch.setattr("service.selection.try_candidate", stub)
+    return tried
+
+
+FOUR: Measured = {
+    ("fp32", "onnxruntime"): (4, {1: 4, 2: 4}),
+    ("fp32", "openvino"): (4, {1: 4, 2: 2}),
+    ("int8", "onnxruntime"): (2, {1: 2, 2: 1.5}),  # the least, by its two instances
+    ("int8", "openvino"): (1.9, {1: 1.9, 2: 1.8}),
+}
+
+
+def test_the_winner_brings_its_number_of_instances(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tried = measure_as(monkeypatch, FOUR)
+    settings = settings_for(tmp_path)
+    choice = chosen(several, settings)
+    assert (str(choice.candidate), choice.instances) == ("int8 onnxruntime on cpu", 2)
+    assert [counts for _, counts in tried] == [(1, 2)] * 4
+    assert "int8 onnxruntime on cpu: 2.00 ms alone, at load 2.00 ms in 1, 1.50 ms in 2, chosen" in caplog.text
+    again = chosen(several, settings)
+    assert (again.remembered, again.instances, len(tried)) == (True, 2, 4)
+    manifest = read_manifest(several)
+    other = next_best(
+        several, manifest, "classify", golden_row(several, manifest), settings, choice, "it failed"
+    )
+    assert (str(other.candidate), other.instances) == ("int8 openvino on cpu", 2)
+    assert {trial.problem for trial in other.trials} == {None, "it failed"}
+
+
+def test_a_set_number_of_instances_is_the_only_one_tried(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = measure_as(monkeypatch, FOUR)
+    choice = chosen(several, settings_for(tmp_path, instances=1))
+    assert (str(choice.candidate), choice.instances) == ("int8 openvino on cpu", 1)
+    assert [counts for _, counts in tried] == [(1,)] * 4
+    assert chosen(several, settings_for(tmp_path, instances=2)).instances == 2  # not what was remembered
+    assert [counts for _, counts in tried[4:]] == [(2,)] * 4
+
+
+def test_workers_share_the_cores(several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its part of the threads, and what one of two found is not what one alone would."""
+    monkeypatch.setattr("service.engines.machine.num_cores", lambda: 4)
+    tried = measure_as(monkeypatch, {key: (1, {1: 1, 2: 1, 4: 1}) for key in FOUR})
+    options = {"threads": 0, "engine": "onnxruntime", "precision": "fp32"}
+    for workers, threads, counts in ((1, 4, (1, 4)), (2, 2, (1, 2))):
+        settings = settings_for(tmp_path, workers=workers, **options)
+        assert engine_options(settings, "cpu").threads == threads
+        assert not chosen(several, settings).remembered
+        assert tried[-1] == ("fp32 onnxruntime on cpu", counts)
+    assert chosen(several, settings_for(tmp_path, workers=4, **options)).instances == 1
+    assert len(tried) == 2  # one thread leaves nothing to try
 
 
 @pytest.fixture

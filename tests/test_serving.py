@@ -6,22 +6,29 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from service.batcher import Batcher, BatchFailed
-from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.batcher import Batcher, Runner
+from service.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded
+from service.loading import LoadedModel
+from service.metrics import Metrics
+from service.scheduler import Scheduler
 from service.serving import Serving, while_client_waits
 from service.settings import Settings
 
 
 def request_with(receive: Callable[[], Awaitable[Message]]) -> Request:
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+    app = FastAPI()
+    app.state.serving = SimpleNamespace(metrics=Metrics())
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": [], "app": app}, receive)
 
 
 async def stays() -> Message:
@@ -55,7 +62,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 def batcher(gate: Gate) -> Iterator[Batcher]:
-    made = Batcher("test", gate.run, {1: 1.0}, max_wait_ms=0, queue_capacity=2)
+    made = Batcher([Runner(gate.run, {1: 1.0})], Scheduler("test", 1), max_wait_ms=0, queue_capacity=2)
     yield made
     gate.go_on.set()
     made.close()
@@ -66,6 +73,13 @@ def serving() -> Iterator[Serving]:
     made = Serving(Settings(timeout_ms=60_000))
     yield made
     made.close(1)
+
+
+@pytest.fixture
+def model(batcher: Batcher) -> LoadedModel:
+    """One whose classify graph is the gate."""
+    graph = SimpleNamespace(batcher=batcher, meter=Metrics().graph("test", "classify"))
+    return cast(LoadedModel, SimpleNamespace(name="test", graphs={"classify": graph}))
 
 
 def row(value: float) -> dict[str, NDArray[Any]]:
@@ -112,7 +126,9 @@ def test_work_that_nobody_waits_for_is_cancelled(
     assert cancelled
 
 
-def test_a_client_that_leaves_frees_its_places(serving: Serving, batcher: Batcher, gate: Gate) -> None:
+def test_a_client_that_leaves_frees_its_places(
+    serving: Serving, model: LoadedModel, batcher: Batcher, gate: Gate
+) -> None:
     batcher.submit([row(0)])
     assert gate.started.wait(60)
 
@@ -123,7 +139,7 @@ def test_a_client_that_leaves_frees_its_places(serving: Serving, batcher: Batche
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        work = serving.run(batcher, [row(1), row(2)], soon())
+        work = serving.run_rows(model, "classify", [row(1), row(2)], soon())
         request = asyncio.create_task(while_client_waits(request_with(leaves_later), soon(), work))
         while batcher.num_waiting < 2:
             await asyncio.sleep(0)
@@ -135,25 +151,30 @@ def test_a_client_that_leaves_frees_its_places(serving: Serving, batcher: Batche
     assert batcher.num_waiting == 0
 
 
-def test_results_come_in_order(serving: Serving, batcher: Batcher, gate: Gate) -> None:
+def test_results_come_in_order(serving: Serving, model: LoadedModel, gate: Gate) -> None:
     gate.go_on.set()
-    results = asyncio.run(serving.run(batcher, [row(3), row(4)], soon()))
+    results = asyncio.run(serving.run_rows(model, "classify", [row(3), row(4)], soon()))
     assert [float(result.outputs["x"][0]) for result in results] == [3, 4]
 
 
-def test_the_batchers_refusals_are_problems(serving: Serving, batcher: Batcher, gate: Gate) -> None:
+def test_the_batchers_refusals_are_problems(
+    serving: Serving, model: LoadedModel, batcher: Batcher, gate: Gate
+) -> None:
     batcher.submit([row(0)])
     assert gate.started.wait(60)
     with pytest.raises(Overloaded):
-        asyncio.run(serving.run(batcher, [row(1)] * 3, soon()))
+        asyncio.run(serving.run_rows(model, "classify", [row(1)] * 3, soon()))
     with pytest.raises(DeadlineExceeded):
-        asyncio.run(serving.run(batcher, [row(1)], time.monotonic()))
+        asyncio.run(serving.run_rows(model, "classify", [row(1)], time.monotonic()))
     gate.go_on.set()
-    with pytest.raises(BatchFailed):
-        asyncio.run(serving.run(batcher, [row(-1)], soon()))
+    with pytest.raises(EngineFailed):
+        asyncio.run(serving.run_rows(model, "classify", [row(-1)], soon()))
+    batcher.pause()
+    with pytest.raises(EngineFailed):
+        asyncio.run(serving.run_rows(model, "classify", [row(1)], soon()))
     batcher.close()
     with pytest.raises(NotReady):
-        asyncio.run(serving.run(batcher, [row(1)], soon()))
+        asyncio.run(serving.run_rows(model, "classify", [row(1)], soon()))
 
 
 def test_a_client_can_only_shorten_the_deadline(serving: Serving) -> None:
@@ -170,5 +191,5 @@ def test_loading_that_fails_is_said(tmp_path: Any) -> None:
     assert told == [serving]
     assert serving.state == "failed"
     with pytest.raises(NotReady, match="--model nix"):
-        serving.model(None)
+        serving.lease(None)
     serving.close(1)

@@ -80,12 +80,14 @@ def test_flag_names() -> None:
 
 
 def test_nothing_else_reads_the_environment() -> None:
-    """Telling ONNX Runtime to be silent, and torch where to keep what it compiled, writes to it."""
+    """Telling ONNX Runtime to be silent, torch where to keep what it compiled, and prometheus_client where
+    workers count, writes to it."""
     readers = [
         path.name
         for path in (ROOT / "service").rglob("*.py")
         if re.search(
-            r"os\.environ(?!\.setdefault\(.(ORT_DISABLE_TELEMETRY|TORCHINDUCTOR_CACHE_DIR))|getenv",
+            r"os\.environ(?!\.setdefault\(.(ORT_DISABLE_TELEMETRY|TORCHINDUCTOR_CACHE_DIR)"
+            r"|\[.PROMETHEUS_MULTIPROC_DIR.\] = )|getenv",
             path.read_text(encoding="utf-8"),
         )
     ]

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from numpy.typing import NDArray
 
 from models.manifest import Precision
-from service.engines.machine import num_gpus
+from service.engines.machine import auto_threads, num_gpus
 
 EngineName = Literal["onnxruntime", "openvino", "torch"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
@@ -38,14 +38,20 @@ class EngineOptions:
     """How an engine shall run a graph.
 
     `mode` is a variant of the engine, None its usual one:
-    onnxruntime "cpu", "cuda", "tensorrt"; openvino "latency", "throughput"; torch "eager", "compile".
+    onnxruntime "cpu", "cuda", "tensorrt"; openvino "cpu"; torch "eager", "compile".
     """
 
     device: Device = "auto"
     mode: str | None = None
-    threads: int = 0  # CPU threads for one graph; 0: by the cores
+    threads: int = 0  # CPU threads for one graph, all its instances together; 0: by the cores
     batch_sizes: tuple[int, ...] = (1,)  # the sizes that will be run
     cache: Path | None = None  # a directory where compiled plans may be kept; None: nowhere
+    instances: int = 1  # batches that run at once
+
+    @property
+    def threads_each(self) -> int:
+        """CPU threads of one instance: an equal share, and at least one."""
+        return max(1, (self.threads or auto_threads()) // self.instances)
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,16 @@ class EngineInfo:
     name: EngineName
     version: str
     device: Literal["cpu", "cuda"]
-    threads: int  # that run one graph; 0 where the device is no CPU
+    threads: int  # that run one graph, all its instances together; 0 where the device is no CPU
     mode: str
+    instances: int
 
 
 class Engine(Protocol):
-    """One graph, ready to run on one device. `run` is called from one thread at a time."""
+    """One graph, ready to run on one device.
+
+    `run` may be called from `info.instances` threads at a time; a call beyond them waits for its turn.
+    """
 
     @property
     def info(self) -> EngineInfo: ...
@@ -68,15 +78,15 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """All inputs by name, each with a batch axis in front, to all outputs by name.
 
-        The outputs are the caller's: no later run changes them.
+        The outputs are the caller's: no other run changes them.
 
         Raises:
-            EngineError: the run failed.
+            EngineError: the run failed; those at the same time are none the worse.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory and threads; `run` must not be called after it."""
+        """Give back memory and threads; no `run` may be under way, or come after it."""
         ...
 
 
@@ -128,6 +138,14 @@ def modes(name: EngineName, precision: Precision, options: EngineOptions) -> tup
         return ("eager", "compile") if num_gpus() and precision in ("fp32", "bf16", "fp16") else ()
     found: tuple[str, ...] = _module(name).modes(precision, options)
     return found
+
+
+def instance_counts(name: EngineName, device: Device, threads: int) -> tuple[int, ...]:
+    """The numbers of instances that are worth timing, 1 first: four at most."""
+    if device == "cuda":
+        return (1,) if name == "torch" else (1, 2)
+    between = [2**n for n in range(1, threads.bit_length()) if 2**n < threads] if threads >= 8 else []
+    return (1, *between[-2:], threads) if threads > 1 else (1,)
 
 
 def installed_version(name: EngineName) -> str | None:

@@ -29,9 +29,9 @@ def num_cores() -> int:
         return cores
 
 
-def auto_threads() -> int:
-    """As many threads as this process may use cores, but no more than pay."""
-    return min(num_cores(), MAX_AUTO_THREADS)
+def auto_threads(workers: int = 1) -> int:
+    """As many threads as one of so many processes has cores to itself, but no more than pay."""
+    return max(1, min(num_cores() // workers, MAX_AUTO_THREADS))
 
 
 def cpu_name() -> str:

@@ -9,6 +9,10 @@ without a word on machines that have no GPU.
 What runs nowhere is refused: int8 on CUDA, which has no int8 convolution and would compute in fp32 between
 conversions; bf16, of which the CPU lacks convolutions and CUDA lacks max-pooling (1.31); fp32 on TensorRT,
 which computes in TF32 and is given no option against it.
+
+Instances: on the CPU, those of one thread each share one session, which runs in the thread that calls it;
+those of more threads have each a session with its own pool, because one pool would be shared out anew at
+every operator. On a GPU each has a session, because recordings and buffers belong to one.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +30,8 @@ from numpy.typing import NDArray
 
 from models.manifest import Precision
 from service.engines import Device, EngineError, EngineInfo, EngineOptions, EngineUnavailable
-from service.engines.machine import auto_threads, num_gpus
+from service.engines.instances import Instances
+from service.engines.machine import num_gpus
 
 # ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -39,6 +45,7 @@ logger = logging.getLogger("residuum")
 
 Mode = Literal["cpu", "cuda", "tensorrt"]
 Providers = list[tuple[str, dict[str, str]]]
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -69,7 +76,7 @@ REFUSED: dict[tuple[Precision, Mode], str] = {
 
 
 class OnnxRuntimeEngine:
-    """An InferenceSession over one ONNX file.
+    """InferenceSessions over one ONNX file.
 
     Raises:
         EngineUnavailable: device, mode or precision cannot be had here.
@@ -80,37 +87,37 @@ class OnnxRuntimeEngine:
         self, graph: Path, precision: Precision = "fp32", options: EngineOptions | None = None
     ) -> None:
         options = options or EngineOptions()
-        threads = options.threads or auto_threads()
         mode = _mode(precision, options)
-        session = None if mode == "cpu" else _open_on_gpu(graph, precision, mode, options, threads)
-        if session is None:
-            session, mode = open_session(graph, [(CPU, {})], threads), "cpu"
-        self._session = session
-        self._outputs = [output.name for output in session.get_outputs()]
-        self._bound = None if mode == "cpu" else BoundSession(session, "cuda", options.batch_sizes)
+        on_gpu = [] if mode == "cpu" else _open_on_gpu(graph, precision, mode, options)
+        if on_gpu:
+            self._bound = [BoundSession(session, "cuda", options.batch_sizes) for session in on_gpu]
+            self._instances = Instances[Run]([bound.run for bound in self._bound])
+        else:
+            mode, self._bound = "cpu", []
+            self._instances = Instances(_open_on_cpu(graph, options))
         self.info = EngineInfo(
             name="onnxruntime",
             version=onnxruntime.__version__,
             device="cpu" if mode == "cpu" else "cuda",
-            threads=threads if mode == "cpu" else 0,
+            threads=options.threads_each * options.instances if mode == "cpu" else 0,
             mode=mode,
+            instances=options.instances,
         )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        try:
-            if self._bound is not None:
-                return self._bound.run(inputs)
-            outputs = self._session.run(self._outputs, dict(inputs))
-        except EngineError:
-            raise
-        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise EngineError(f"ONNX Runtime: {error}") from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        with self._instances.lent() as run:
+            try:
+                return run(inputs)
+            except EngineError:
+                raise
+            except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+                raise EngineError(f"ONNX Runtime: {error}") from error
 
     def close(self) -> None:
-        if self._bound is not None:
-            self._bound.close()
-        del self._session
+        for bound in self._bound:
+            bound.close()
+        self._bound.clear()
+        del self._instances
 
 
 def modes(precision: Precision, options: EngineOptions) -> tuple[Mode, ...]:
@@ -186,28 +193,49 @@ def _left_to_us(options: EngineOptions) -> bool:
     return options.device == "auto" and options.mode is None
 
 
+def _open_on_cpu(graph: Path, options: EngineOptions) -> list[Run]:
+    """What runs each instance; those of one thread can share a session."""
+    threads = options.threads_each
+    num_sessions = 1 if threads == 1 else options.instances
+    sessions = [open_session(graph, [(CPU, {})], threads) for _ in range(num_sessions)]
+    runs: list[Run] = [
+        partial(_run, session, [o.name for o in session.get_outputs()]) for session in sessions
+    ]
+    return runs * (options.instances // num_sessions)
+
+
+def _run(
+    session: onnxruntime.InferenceSession, outputs: list[str], inputs: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    return dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
+
+
 def _open_on_gpu(
-    graph: Path, precision: Precision, mode: Mode, options: EngineOptions, threads: int
-) -> onnxruntime.InferenceSession | None:
-    """A session on the GPU, with CUDA graphs where they can be recorded; None where the CPU shall do.
+    graph: Path, precision: Precision, mode: Mode, options: EngineOptions
+) -> list[onnxruntime.InferenceSession]:
+    """A session an instance, with CUDA graphs where they can be recorded; none where the CPU shall do.
 
     Raises:
         EngineUnavailable: the provider does not start, and the device was not left to us.
         EngineError: the file is no graph that it can run.
     """
     provider = TENSORRT if mode == "tensorrt" else CUDA
+    told = _providers(graph, precision, mode, options, record=True)
     try:
-        session = open_session(graph, _providers(graph, precision, mode, options, record=True), threads)
+        sessions = [open_session(graph, told, options.threads_each)]
     except EngineError as error:
-        session = open_session(graph, _providers(graph, precision, mode, options, record=False), threads)
+        told = _providers(graph, precision, mode, options, record=False)
+        sessions = [open_session(graph, told, options.threads_each)]
         logger.warning("%s runs without CUDA graphs: %s", graph.name, error)
-    if provider in session.get_providers():
-        return session
+    if provider in sessions[0].get_providers():
+        return sessions + [
+            open_session(graph, told, options.threads_each) for _ in range(options.instances - 1)
+        ]
     reason = f"its {provider} does not start (are CUDA 13 and cuDNN 9 installed?)"
     if not _left_to_us(options) or precision == "int8-trt":
         raise EngineUnavailable(f"device cuda: ONNX Runtime cannot use it: {reason}")
     logger.warning("A GPU is here but ONNX Runtime cannot use it: %s. Using the CPU.", reason)
-    return None
+    return []
 
 
 def _providers(

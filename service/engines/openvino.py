@@ -1,9 +1,8 @@
 """OpenVINO on the CPU, the ONNX file as it is: the engine for Intel's matrix units (AMX), good on others.
 
-Modes: "latency", all threads on one batch; "throughput", as many streams as threads, each of which runs a
-part of the batch. Either way one compiled graph takes every batch size: compiled for each size apart it was
-no faster, and took more memory. Nor are compiled graphs kept on disk: ResNet-50 opened a tenth of a second
-sooner, for 98 MB (docs/decisions.md).
+An instance is a stream of one compiled graph, with a request of its own. The graph takes every batch size:
+compiled for each size apart it was no faster, and took more memory. Nor are compiled graphs kept on disk:
+ResNet-50 opened a tenth of a second sooner, for 98 MB (docs/decisions.md).
 
 fp32 means fp32, and int8 int8 with fp32 between: left to itself OpenVINO computes in bf16 where the processor
 can. bf16 and fp16 graphs compute in their own precision where the processor has it, else in fp32.
@@ -13,16 +12,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Precision
 from service.engines import EngineError, EngineInfo, EngineOptions, EngineUnavailable
-from service.engines.machine import auto_threads
+from service.engines.instances import Instances
 
 # OpenVINO imports its converter, which is slow to import and reports its use to its maker, if it is there.
 if "openvino" not in sys.modules:
@@ -35,11 +32,11 @@ else:
     import openvino
 
 HALF: dict[Precision, tuple[str, str]] = {"bf16": ("BF16", "bf16"), "fp16": ("FP16", "f16")}
-MODES = ("latency", "throughput")
+MODE = "cpu"
 
 
 class OpenVinoEngine:
-    """A compiled graph, and one request for each stream.
+    """A compiled graph, and a request for each instance.
 
     Raises:
         EngineUnavailable: the device is CUDA, the precision TensorRT's, or OpenVINO does not start.
@@ -50,15 +47,12 @@ class OpenVinoEngine:
         self, graph: Path, precision: Precision = "fp32", options: EngineOptions | None = None
     ) -> None:
         options = options or EngineOptions()
-        mode = options.mode or "latency"
-        threads = options.threads or auto_threads()
-        _refuse(precision, mode, options)
+        _refuse(precision, options)
         core = _core()
-        properties = compile_properties(core, precision, mode, threads)
         try:
             model = core.read_model(graph)
-            self._compiled = core.compile_model(model, "CPU", properties)
-            self._requests = [self._compiled.create_infer_request() for _ in range(properties["NUM_STREAMS"])]
+            self._compiled = core.compile_model(model, "CPU", compile_properties(core, precision, options))
+            requests = [self._compiled.create_infer_request() for _ in range(options.instances)]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {graph.name}: {_first_line(error)}") from error
         # Names as in the file: where the compiler drops a cast, what it has left bears those of both sides.
@@ -67,44 +61,39 @@ class OpenVinoEngine:
             for named, value in zip(model.inputs, self._compiled.inputs, strict=True)
         }
         self._outputs = [output.get_any_name() for output in model.outputs]
-        self.info = EngineInfo(name="openvino", version=_version(), device="cpu", threads=threads, mode=mode)
+        self._requests = Instances(requests)
+        self.info = EngineInfo(
+            name="openvino",
+            version=_version(),
+            device="cpu",
+            threads=options.threads_each * options.instances,
+            mode=MODE,
+            instances=options.instances,
+        )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        num_rows = self._check(inputs)
-        requests = self._requests[:num_rows]
-        slices = split(num_rows, len(requests))
-        try:
-            for request, rows in zip(requests, slices, strict=True):
+        self._check(inputs)
+        with self._requests.lent() as request:
+            try:
                 # Not copied: a contiguous array is read where it lies.
-                part = {name: array[rows] for name, array in inputs.items()}
-                request.start_async(part, share_inputs=True)
-            for request in requests:
+                request.start_async(dict(inputs), share_inputs=True)
                 request.wait()
-        except RuntimeError as error:
-            self._finish()
-            raise EngineError(f"OpenVINO: {_first_line(error)}") from error
-        return {name: _gather(requests, slices, index) for index, name in enumerate(self._outputs)}
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO: {_first_line(error)}") from error
+            # Copied: the request's own memory is the next run's.
+            outputs = [tensor.data.copy() for tensor in request.output_tensors]
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
-        self._requests.clear()
-        del self._compiled
+        del self._requests, self._compiled
 
-    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> int:
-        """The number of rows; OpenVINO would convert a wrong type, and take what is missing from before."""
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """OpenVINO would convert a wrong type, and take what is missing from before."""
         if inputs.keys() != self._inputs.keys():
             raise EngineError(f"OpenVINO: inputs {sorted(inputs)}, not {sorted(self._inputs)}")
         for name, array in inputs.items():
             if array.dtype != self._inputs[name]:
                 raise EngineError(f"OpenVINO: {name} is {array.dtype}, not {self._inputs[name]}")
-        return len(next(iter(inputs.values())))
-
-    def _finish(self) -> None:
-        """Let no stream read arrays that the caller is about to free."""
-        for request in self._requests:
-            try:
-                request.wait()
-            except RuntimeError:
-                continue
 
 
 def modes(precision: Precision, options: EngineOptions) -> tuple[str, ...]:
@@ -113,11 +102,10 @@ def modes(precision: Precision, options: EngineOptions) -> tuple[str, ...]:
         return ()
     if precision in HALF and HALF[precision][0] not in _capabilities(_core()):
         return ()
-    streams_help = (options.threads or auto_threads()) > 1 and max(options.batch_sizes) > 1
-    return MODES if streams_help else MODES[:1]
+    return (MODE,)
 
 
-def compile_properties(core: openvino.Core, precision: Precision, mode: str, threads: int) -> dict[str, Any]:
+def compile_properties(core: openvino.Core, precision: Precision, options: EngineOptions) -> dict[str, Any]:
     """What the CPU plugin is told.
 
     Threads are not pinned to cores: the decode pool and the other graph share the cores, and a container's
@@ -127,34 +115,19 @@ def compile_properties(core: openvino.Core, precision: Precision, mode: str, thr
     return {
         "INFERENCE_PRECISION_HINT": compute if capability in _capabilities(core) else "f32",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # never int8 that the graph does not ask for
-        "NUM_STREAMS": threads if mode == "throughput" else 1,
-        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": options.instances,
+        "INFERENCE_NUM_THREADS": options.threads_each * options.instances,
         "ENABLE_CPU_PINNING": False,
     }
 
 
-def _gather(requests: list[Any], slices: list[slice], output: int) -> NDArray[Any]:
-    """All streams' rows of one output, copied: their own memory is the next run's."""
-    parts = [request.output_tensors[output].data for request in requests]
-    gathered = np.empty((slices[-1].stop, *parts[0].shape[1:]), parts[0].dtype)
-    for rows, part in zip(slices, parts, strict=True):
-        gathered[rows] = part
-    return gathered
-
-
-def split(num_rows: int, num_parts: int) -> list[slice]:
-    """`num_rows` rows as `num_parts` slices whose lengths differ by one at most."""
-    edges = [num_rows * part // num_parts for part in range(num_parts + 1)]
-    return [slice(start, end) for start, end in pairwise(edges)]
-
-
-def _refuse(precision: Precision, mode: str, options: EngineOptions) -> None:
+def _refuse(precision: Precision, options: EngineOptions) -> None:
     if options.device == "cuda":
         raise EngineUnavailable("device cuda: the engine openvino runs on the CPU; use onnxruntime or torch")
     if precision == "int8-trt":
         raise EngineUnavailable("int8-trt is for TensorRT on an NVIDIA GPU; use int8 on the CPU")
-    if mode not in MODES:
-        raise EngineError(f"openvino has no mode {mode!r}; there is: {', '.join(MODES)}")
+    if options.mode not in (None, MODE):
+        raise EngineError(f"openvino has no mode {options.mode!r}; there is: {MODE}")
 
 
 def _core() -> openvino.Core:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from service import errors
 from service.body import read_images
+from service.cache import CACHE_HIT
 from service.errors import InvalidParameter, problem_responses
+from service.loading import LoadedModel
 from service.postprocess import top_predictions
-from service.repository import LoadedModel
 from service.schemas import Classification, ClassifyQuery, ImageInfo, ImageResult, Timing, image_body
 from service.serving import Serving, serving_of, while_client_waits
+from service.timing import Stages
 
 router = APIRouter(tags=["classify"])
+
+PREDICTION_BYTES = 500  # of a prediction kept in the cache, about
 
 PROBLEMS = problem_responses(*errors.IMAGE_PROBLEMS)
 
@@ -33,14 +38,50 @@ PROBLEMS = problem_responses(*errors.IMAGE_PROBLEMS)
     responses=PROBLEMS,
     openapi_extra=image_body(several=True),
 )
-async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Classification:
+async def classify(
+    request: Request, response: Response, query: Annotated[ClassifyQuery, Query()]
+) -> Classification:
     """The most probable classes of every image. PUT is the same call, for `curl -T cat.jpg` sends that."""
     serving = serving_of(request)
-    model = serving.model(query.model)
-    top_k = _allowed_top_k(query, model)
-    images = await read_images(request, serving.settings)
-    deadline = serving.deadline(query.timeout_ms)
-    return await while_client_waits(request, deadline, _classify(serving, model, images, top_k, deadline))
+    with serving.lease(query.model) as model:
+        request.state.model = model.name
+        top_k = _allowed_top_k(query, model)
+        images = await read_images(request, serving.settings)
+        started = time.monotonic()
+        deadline = serving.deadline(query.timeout_ms)
+        parameters = ("classify", model.fingerprint, top_k)
+        work = serving.cache.get(
+            images, parameters, lambda: _classify(serving, model, images, top_k, deadline)
+        )
+        classified, cached = await while_client_waits(request, deadline, work)
+        stages = Stages(0, 0, 0) if cached else classified.stages
+        if cached:
+            response.headers["Cache-Status"] = CACHE_HIT
+        else:
+            request.state.stages = stages
+        return Classification(
+            model=model.name,
+            version=model.manifest.version,
+            precision=model.precision,
+            engine=model.engine.name,
+            results=classified.results,
+            timing_ms=Timing(
+                decode=round(stages.decode_ms, 3),
+                queue=round(stages.queue_ms, 3),
+                inference=round(stages.inference_ms, 3),
+                total=round((time.monotonic() - started) * 1000, 3),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class _Classified:
+    results: list[ImageResult]
+    stages: Stages
+
+    @property
+    def num_bytes(self) -> int:
+        return PREDICTION_BYTES * sum(len(result.predictions) for result in self.results)
 
 
 def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
@@ -56,30 +97,13 @@ def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
 
 async def _classify(
     serving: Serving, model: LoadedModel, images: list[bytes], top_k: int, deadline: float
-) -> Classification:
-    started = time.monotonic()
-    photographs = await serving.decoders.preprocess(images, model.manifest.preprocessing)
-    decoded = time.monotonic()
-    rows = [{"images": photograph.pixels} for photograph in photographs]
-    results = await serving.run(model.classify, rows, deadline)
-    last = max(results, key=lambda result: result.queue_ms + result.inference_ms)
-    answers = [
+) -> _Classified:
+    ran = await serving.run_images(model, "classify", images, deadline)
+    results = [
         ImageResult(
             predictions=top_predictions(result.outputs["logits"], model.manifest.labels, top_k),
             image=ImageInfo(format=photograph.format, width=photograph.width, height=photograph.height),
         )
-        for photograph, result in zip(photographs, results, strict=True)
+        for photograph, result in zip(ran.images, ran.results, strict=True)
     ]
-    return Classification(
-        model=model.name,
-        version=model.manifest.version,
-        precision=model.precision,
-        engine=model.engine.name,
-        results=answers,
-        timing_ms=Timing(
-            decode=round((decoded - started) * 1000, 3),
-            queue=round(last.queue_ms, 3),
-            inference=round(last.inference_ms, 3),
-            total=round((time.monotonic() - started) * 1000, 3),
-        ),
-    )
+    return _Classified(results, ran.stages)

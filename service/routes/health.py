@@ -18,8 +18,9 @@ async def live() -> Status:
 
 @router.get("/ready", summary="Does it serve?", responses=problem_responses(NotReady))
 async def ready(request: Request) -> Status:
-    """Ready: the models are loaded and warmed, the golden check has passed, and it is not draining."""
+    """Ready: the models are loaded and warmed, their golden checks pass, and it is not draining."""
     serving = serving_of(request)
     if serving.state != "ready":
-        raise NotReady(f"The server is {serving.state}.")
+        why = "; ".join(f"{graph}: {reason}" for graph, reason in serving.broken.items())
+        raise NotReady(f"The server is {serving.state}{': ' + why if why else ''}.")
     return Status(status="ready")

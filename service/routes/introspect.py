@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from models.manifest import Manifest
-from models.preprocess import Preprocessed
 from service import errors
-from service.batcher import Result, Row
+from service.batcher import Row
 from service.body import read_image
-from service.errors import InvalidParameter, NotAcceptable, NotFound, problem_responses
+from service.cache import CACHE_HIT
+from service.errors import InvalidParameter, NotAcceptable, problem_responses
 from service.introspection import NotFiniteError, Quantities, measure
 from service.introspection_answer import Run, answer, to_json, to_npz
 from service.introspection_query import IntrospectQuery, Options, ParameterError, resolve
 from service.introspection_schemas import Introspection
+from service.loading import LoadedModel
 from service.rendering import contact_sheet, sheet_quantities
-from service.repository import LoadedModel
 from service.schemas import BINARY, image_body
-from service.serving import Serving, serving_of, while_client_waits
+from service.serving import Ran, Serving, serving_of, while_client_waits
+from service.timing import Stages
 
 router = APIRouter(tags=["introspect"])
 
@@ -61,53 +63,65 @@ async def introspect(request: Request, query: Annotated[IntrospectQuery, Query()
     """Maps and scalars of every residual block for one image. PUT is the same call, for `curl -T cat.jpg`."""
     serving = serving_of(request)
     media_type = negotiate(request.headers.getlist("accept"))
-    model = serving.model(query.model)
-    try:
-        options = resolve(query, model.manifest)
-        if media_type == PNG:
-            sheet_quantities(options, model.manifest.variant)  # fails here and not after all the work
-    except ParameterError as error:
-        raise InvalidParameter(error.parameter, error.detail, error.hint) from error
-    image = await read_image(request, serving.settings)
-    deadline = serving.deadline(query.timeout_ms)
-    work = _introspect(serving, model, image, options, media_type, deadline)
-    body = await while_client_waits(request, deadline, work)
-    return Response(body, media_type=media_type, headers={"Vary": "Accept"})
+    with serving.lease(query.model) as model:
+        request.state.model = model.name
+        try:
+            options = resolve(query, model.manifest)
+            if media_type == PNG:
+                sheet_quantities(options, model.manifest.variant)  # fails here and not after all the work
+        except ParameterError as error:
+            raise InvalidParameter(error.parameter, error.detail, error.hint) from error
+        image = await read_image(request, serving.settings)
+        deadline = serving.deadline(query.timeout_ms)
+        asked = query.model_dump_json(exclude={"timeout_ms"})
+        parameters = ("introspect", model.fingerprint, asked, media_type)
+        work = serving.cache.get(
+            [image], parameters, lambda: _introspect(serving, model, image, options, media_type, deadline)
+        )
+        introspected, cached = await while_client_waits(request, deadline, work)
+    headers = {"Vary": "Accept"}
+    if cached:
+        headers["Cache-Status"] = CACHE_HIT
+    else:
+        request.state.stages = introspected.stages
+    return Response(introspected.body, media_type=media_type, headers=headers)
+
+
+@dataclass(frozen=True)
+class _Introspected:
+    body: bytes
+    stages: Stages
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.body)
 
 
 async def _introspect(
     serving: Serving, model: LoadedModel, data: bytes, options: Options, media_type: str, deadline: float
-) -> bytes:
-    if model.introspect is None:
-        raise NotFound(f"The model {model.name!r} has no introspect graph.")
+) -> _Introspected:
     started = time.monotonic()
-    spec = model.manifest.preprocessing
-    [image] = await serving.decoders.preprocess([data], spec, keep_original=media_type == PNG)
-    decode_ms = (time.monotonic() - started) * 1000
-    row: Row = {"images": image.pixels, "gates": options.gates_L}
-    [result] = await serving.run(model.introspect, [row], deadline)
+    gates = {"gates": options.gates_L}
+    keep_original = media_type == PNG
+    ran = await serving.run_images(
+        model, "introspect", [data], deadline, inputs=gates, keep_original=keep_original
+    )
     # A picture takes tenths of a second, which the event loop does not have.
-    return await asyncio.to_thread(_body, model, options, image, result, media_type, started, decode_ms)
+    body = await asyncio.to_thread(_body, model, options, ran, media_type, started)
+    return _Introspected(body, ran.stages)
 
 
-def _body(
-    model: LoadedModel,
-    options: Options,
-    image: Preprocessed,
-    result: Result,
-    media_type: str,
-    started: float,
-    decode_ms: float,
-) -> bytes:
+def _body(model: LoadedModel, options: Options, ran: Ran, media_type: str, started: float) -> bytes:
     """The graph's outputs in the form asked for."""
+    [image], [result] = ran.images, ran.results
     quantities = measured(model.manifest, options, result.outputs)
     if media_type == PNG:
         return contact_sheet(quantities, model.manifest, options, image)
     graph = model.graphs["introspect"]
     timing_ms = {
-        "decode": decode_ms,
-        "queue": result.queue_ms,
-        "inference": result.inference_ms,
+        "decode": ran.stages.decode_ms,
+        "queue": ran.stages.queue_ms,
+        "inference": ran.stages.inference_ms,
         "total": (time.monotonic() - started) * 1000,
     }
     run = Run(graph.precision, graph.engine.name, timing_ms)

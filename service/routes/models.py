@@ -1,4 +1,4 @@
-"""GET /models: what is loaded."""
+"""GET /models: what is loaded; POST /models/{name}/load and /unload, with an admin key (access.py)."""
 
 from __future__ import annotations
 
@@ -6,33 +6,71 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from service.errors import NotReady, UnknownModel, problem_responses
-from service.repository import LoadedGraph, LoadedModel
+from service.errors import (
+    Forbidden,
+    LoadRefused,
+    NotReady,
+    RateLimited,
+    Unauthorized,
+    UnknownModel,
+    problem_responses,
+)
+from service.loading import LoadedGraph, LoadedModel
+from service.repository import Repository
 from service.schemas import ModelDetail, ModelList, ModelSummary, RunningGraph
 from service.serving import serving_of
 
 router = APIRouter(prefix="/models", tags=["models"])
 
+LISTS = problem_responses(Unauthorized, RateLimited, NotReady)
+DESCRIBES = problem_responses(Unauthorized, UnknownModel, RateLimited, NotReady)
+CHANGES = problem_responses(Unauthorized, Forbidden, UnknownModel, LoadRefused, RateLimited, NotReady)
 
-@router.get("", summary="List the loaded models", responses=problem_responses(NotReady))
+
+@router.get("", summary="List the loaded models", responses=LISTS)
 async def list_models(request: Request) -> ModelList:
     """The loaded models; the first one is the default."""
-    models = serving_of(request).models
+    return _list(serving_of(request).models)
+
+
+@router.get("/{name}", summary="Describe a model", responses=DESCRIBES)
+async def describe_model(request: Request, name: str) -> ModelDetail:
+    """A loaded model, the milliseconds a batch takes here, and its manifest."""
+    return _detail(serving_of(request).models, name)
+
+
+@router.post(
+    "/{name}/load", summary="Load a model, or swap it for its artifact's new version", responses=CHANGES
+)
+async def load_model(request: Request, name: str) -> ModelList:
+    """What lies below --artifacts under that name is loaded, warmed and checked; then it takes the place of
+    the model of its name. No request fails meanwhile: those that have the old one finish with it. Answers
+    with what is loaded then."""
+    serving = serving_of(request)
+    await serving.load_model(name)
+    return _list(serving.models)
+
+
+@router.post("/{name}/unload", summary="Unload a model", responses=CHANGES)
+async def unload_model(request: Request, name: str) -> ModelList:
+    """It takes no new requests; those that have it finish. Answers with what is loaded then."""
+    serving = serving_of(request)
+    await serving.unload_model(name)
+    return _list(serving.models)
+
+
+def _list(models: Repository) -> ModelList:
     return ModelList(models=[ModelSummary(**_summary(model, models.get(None))) for model in models])
 
 
-@router.get("/{name}", summary="Describe a model", responses=problem_responses(UnknownModel, NotReady))
-async def describe_model(request: Request, name: str) -> ModelDetail:
-    """A loaded model, the milliseconds a batch takes here, and its manifest."""
-    models = serving_of(request).models
+def _detail(models: Repository, name: str) -> ModelDetail:
     model = models.get(name)
-    batchers = {"classify": model.classify, "introspect": model.introspect}
     return ModelDetail(
         **_summary(model, models.get(None)),
         engine_version=model.engine.version,
         threads=model.engine.threads,
         graphs={kind: _running(graph) for kind, graph in model.graphs.items()},
-        batch_ms={graph: _rounded(batcher.batch_ms) for graph, batcher in batchers.items() if batcher},
+        batch_ms={kind: _rounded(graph.batcher.batch_ms) for kind, graph in model.graphs.items()},
         manifest=model.manifest,
     )
 
@@ -45,6 +83,7 @@ def _running(graph: LoadedGraph) -> RunningGraph:
         device=graph.engine.device,
         mode=graph.engine.mode,
         threads=graph.engine.threads,
+        instances=graph.instances,
         remembered=graph.remembered,
         trials=graph.trials,
     )

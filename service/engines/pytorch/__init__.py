@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from models.manifest import Precision
 from service.engines import EngineError, EngineInfo, EngineOptions, EngineUnavailable
-from service.engines.machine import auto_threads
+from service.engines.instances import Instances
 from service.engines.pytorch.cuda import CudaRunner
 from service.engines.pytorch.operators import Function, Program, Row, read_program
 
@@ -50,12 +50,14 @@ class TorchEngine:
         if precision not in ("fp32", "bf16", "fp16"):
             raise EngineUnavailable(f"{precision}: torch runs fp32, bf16 and fp16; use another engine")
         device, mode = _device(options), _mode(options)
-        threads = (options.threads or auto_threads()) if device == "cpu" else 0
-        self.info = EngineInfo("torch", torch.__version__, device, threads, mode)
+        if device == "cuda" and options.instances > 1:
+            raise EngineUnavailable("torch on a GPU runs one batch at a time; use --instances 1")
+        threads = options.threads_each * options.instances if device == "cpu" else 0
+        self.info = EngineInfo("torch", torch.__version__, device, threads, mode, options.instances)
         program = read_program(graph)
         self._inputs, self._outputs = program.inputs, program.outputs
         try:
-            self._runner = _runner(program, device, mode, threads, options)
+            self._runner = _runner(program, device, mode, options)
         except Exception as error:  # torch's exceptions have no common base but Exception
             reason = str(error).strip().partition("\n")[0]
             if mode == "compile":
@@ -82,18 +84,18 @@ class TorchEngine:
 
 
 class CpuRunner:
-    """Runs a program on `threads` threads; first every compiled function once, which compiles it."""
+    """Runs a program for each instance; first every compiled function once, which compiles it."""
 
-    def __init__(self, program: Program, compiled: Mapping[int, Function], threads: int) -> None:
+    def __init__(self, program: Program, compiled: Mapping[int, Function], options: EngineOptions) -> None:
         self._module = program.module
         self._compiled = compiled
-        self._threads = threads
+        self._instances = Instances([options.threads_each] * options.instances)
         for size in compiled:
             self.run(program.zeros(size))
 
     def run(self, inputs: list[Tensor]) -> list[NDArray[Any]]:
         function = self._compiled.get(len(inputs[0]), self._module)
-        with torch.inference_mode(), _threads(self._threads):
+        with self._instances.lent() as threads, torch.inference_mode(), _threads(threads):
             return [output.numpy() for output in function(*inputs)]
 
 
@@ -130,7 +132,7 @@ def _mode(options: EngineOptions) -> Mode:
 
 
 def _runner(
-    program: Program, device: str, mode: Mode, threads: int, options: EngineOptions
+    program: Program, device: str, mode: Mode, options: EngineOptions
 ) -> CpuRunner | CudaRunner | None:
     if device == "cuda":
         program.module.cuda()
@@ -138,7 +140,7 @@ def _runner(
     compiled = _compiled(program, sizes, options.cache) if mode == "compile" else {}
     if device == "cuda":
         return CudaRunner(program, compiled, sizes)
-    return CpuRunner(program, compiled, threads)
+    return CpuRunner(program, compiled, options)
 
 
 def _compiled(program: Program, sizes: tuple[int, ...], cache: Path | None) -> dict[int, Function]:

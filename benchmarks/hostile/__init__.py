@@ -1,0 +1,1 @@
+"""Requests that mean no good: damaged and huge images, odd forms, wrong inference requests."""

@@ -1,0 +1,213 @@
+"""The servers that benchmarks/http.py compares: how each is started, asked and stopped, one at a time.
+
+The peers (benchmarks/peers/) run in `.venv-peers`, which is made when it is missing or their requirements
+have changed. Nothing is pinned: a server has all cores, and shares them with the load tool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.http_subject import Subject
+from benchmarks.load import Target
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
+PEERS_VENV = ROOT / ".venv-peers"
+READY_S = 180  # ours times its engines at its first start
+STOP_S = 30
+OURS = "residuum"
+BOUNDARY = "benchmark"
+
+
+class ServerFailed(Exception):
+    """A server cannot be started, or does not answer as it should; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """`command` follows the interpreter; {port} and {artifact} are filled in."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    ready: str  # a path that answers 200 when it is
+    path: str  # where images are posted
+    field: str | None  # of the form that it takes them in; None: as the body
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def _uvicorn(module: str) -> tuple[str, ...]:
+    return ("-m", "uvicorn", f"benchmarks.peers.{module}:app", "--port", "{port}", "--no-access-log")
+
+
+LITSERVE = ("-m", "benchmarks.peers.litserve_app", "{port}")
+BENTOML = ("-m", "bentoml", "serve", "benchmarks.peers.bentoml_app:Classifier", "--port", "{port}")
+SERVERS = (
+    Server(
+        OURS, "Residuum",
+        ("-m", "residuum", "serve", "--model", "{artifact}", "--precision", "int8", "--port", "{port}",
+         "--no-access-log"),
+        "/health/ready", "/classify", None,
+    ),
+    Server("tutorial", "FastAPI + torch fp32", _uvicorn("tutorial"), "/health", "/predict", "file"),
+    Server("fastapi", "FastAPI + ORT int8", _uvicorn("fastapi_app"), "/health", "/predict", "file"),
+    Server("litserve-ort", "LitServe + ORT int8", LITSERVE, "/health", "/predict", "request"),
+    Server(
+        "litserve-openvino", "LitServe + OpenVINO int8", LITSERVE, "/health", "/predict", "request",
+        (("PEER_ENGINE", "openvino"),),
+    ),
+    Server(
+        "bentoml", "BentoML + OpenVINO int8", BENTOML, "/readyz", "/predict", "images",
+        (("PEER_ENGINE", "openvino"),),
+    ),
+)  # fmt: skip
+
+
+@contextmanager
+def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator[Target]:
+    """Start it, wait until it is ready, and stop it and all its processes at the end.
+
+    Raises:
+        ServerFailed: it ended, or was not ready in time.
+    """
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+b") as log:
+        port = _free_port()
+        target = make_target(server, port, files, Path(folder))
+        process = subprocess.Popen(
+            _command(server, subject, port),
+            cwd=ROOT,
+            env=_environment(server, subject),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            try:
+                _wait_until_ready(process, f"http://127.0.0.1:{port}{server.ready}")
+                yield target
+            except (ServerFailed, OSError) as error:  # what the caller does with it included
+                log.seek(0)
+                said = log.read().decode(errors="replace")[-2000:]
+                raise ServerFailed(f"{server.title}: {error}\n{said}") from error
+        finally:
+            _stop(process)
+
+
+def make_target(server: Server, port: int, files: Sequence[Path], folder: Path) -> Target:
+    """The bodies as that server takes them; a form is written out beforehand, so that no tool has to."""
+    url = f"http://127.0.0.1:{port}{server.path}"
+    if server.field is None:
+        return Target(url, "image/jpeg", files)
+    bodies = []
+    for path in files:
+        head = (
+            f"--{BOUNDARY}\r\n"
+            f'Content-Disposition: form-data; name="{server.field}"; filename="{path.name}"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        )
+        bodies.append(folder / f"{path.name}.form")
+        bodies[-1].write_bytes(head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode())
+    return Target(url, f"multipart/form-data; boundary={BOUNDARY}", bodies)
+
+
+def top_classes(target: Target) -> list[set[int]]:
+    """What a server answers to each body, once.
+
+    Raises:
+        ServerFailed: it answers with an error, or not as it should.
+    """
+    answers = []
+    for body in target.bodies:
+        request = urllib.request.Request(
+            target.url, body.read_bytes(), {"Content-Type": target.content_type}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                document = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise ServerFailed(f"it answers {error.code}: {error.read()[:300]!r}") from error
+        if isinstance(document, list):  # BentoML's batchable calls take and give lists
+            (document,) = document
+        (result,) = document.get("results", [document])  # ours has one result an image
+        answers.append({prediction["index"] for prediction in result["predictions"]})
+    return answers
+
+
+def make_peers_venv() -> None:
+    """Create or renew `.venv-peers`; takes minutes, and says so.
+
+    Raises:
+        ServerFailed: pip failed.
+    """
+    stamp = PEERS_VENV / "requirements.sha256"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text(encoding="ascii") == wanted:
+        return
+    print(f"installing the peers into {PEERS_VENV} ...", file=sys.stderr, flush=True)
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)]
+    for command in ([sys.executable, "-m", "venv", str(PEERS_VENV)], [_peers_python(), *install]):
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            raise ServerFailed(f"{' '.join(command)} failed")
+    (PEERS_VENV / ".gitignore").write_text("*\n", encoding="ascii")  # as newer Pythons do themselves
+    stamp.write_text(wanted, encoding="ascii")
+
+
+def _peers_python() -> str:
+    return str(PEERS_VENV / "bin" / "python")
+
+
+def _command(server: Server, subject: Subject, port: int) -> list[str]:
+    python = sys.executable if server.name == OURS else _peers_python()
+    return [python, *(part.format(port=port, artifact=subject.directory) for part in server.command)]
+
+
+def _environment(server: Server, subject: Subject) -> dict[str, str]:
+    """Ours takes RESIDUUM_* from the caller; nobody reports to its makers."""
+    own = {"PEER_ARTIFACT": str(subject.directory), **dict(server.environment)}
+    if subject.weights is not None:
+        own["PEER_WEIGHTS"] = str(subject.weights)
+    quiet = {"BENTOML_DO_NOT_TRACK": "true", "ORT_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **quiet, **own}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerFailed(f"it ended with {process.returncode}")
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+            if response.status == 200:
+                return
+        time.sleep(0.1)
+    raise ServerFailed(f"it was not ready after {READY_S} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the server, and the rest of its processes killed: it has a process group of its own."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,210 @@
+"""What benchmarks/http.py serves and sends: the artifact, photographs, right answers, and the ceiling."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.subjects import random_artifact
+from models.manifest import Manifest, read_manifest
+from models.preprocess import preprocess
+from service.engines import EngineError, EngineName, EngineOptions, open_engine
+from service.engines.machine import num_cores
+from service.loading import find_artifact
+from service.settings import EMBEDDED
+
+NUM_PHOTOGRAPHS = 16
+WIDTH, HEIGHT, QUALITY = 500, 375, 93
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
+BATCHES = (1, 4, 8)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact with an int8 graph, and the same network's weights for torch where there are any."""
+
+    directory: Path
+    manifest: Manifest
+    weights: Path | None
+
+
+def subject(name: str) -> Subject:
+    """`resnet50` with random weights, made if missing, which takes minutes; or the embedded model."""
+    if name == EMBEDDED:
+        directory = find_artifact(EMBEDDED, Path())
+        return Subject(directory, read_manifest(directory), None)
+    directory = random_artifact(name, ("int8",), seed=SEED)
+    weights = directory.with_name(f"{directory.name}.pt")
+    if not weights.is_file():
+        import torch
+
+        from export.random_weights import random_model
+
+        torch.save(random_model(name, SEED)[0].state_dict(), weights)
+    return Subject(directory, read_manifest(directory), weights)
+
+
+# --- photographs ------------------------------------------------------------------------------------
+
+
+def photographs(directory: Path | None, folder: Path) -> list[Path]:
+    """JPEG files: up to NUM_PHOTOGRAPHS of `directory`, else made up and written into `folder`.
+
+    Raises:
+        FileNotFoundError: there is none in `directory`.
+    """
+    if directory is not None:
+        found = sorted(path for path in directory.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+        if not found:
+            raise FileNotFoundError(f"--images {directory}: there is no .jpg or .jpeg file")
+        return found[:NUM_PHOTOGRAPHS]
+    paths = [folder / f"{seed:02}.jpg" for seed in range(NUM_PHOTOGRAPHS)]
+    for seed, path in enumerate(paths):
+        made_up_photograph(seed).save(path, quality=QUALITY)
+    return paths
+
+
+def made_up_photograph(seed: int) -> Image.Image:
+    """Noise of every scale, weaker the finer it is, as in photographs; as a JPEG 50 to 100 kB like those."""
+    rng = np.random.default_rng(seed)
+    levels = np.full((HEIGHT, WIDTH, 3), 128, np.float32)
+    for side in (4, 8, 16, 32, 64, 128, WIDTH):
+        grey = rng.normal(size=(side * HEIGHT // WIDTH or 1, side, 1))
+        noise = (grey + 0.5 * rng.normal(size=(*grey.shape[:2], 3))).astype(np.float32)
+        strength = 50 / math.sqrt(side / 4)
+        for channel in range(3):
+            plane = Image.fromarray(noise[:, :, channel]).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+            levels[:, :, channel] += strength * np.asarray(plane)
+    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+
+
+# --- right answers ----------------------------------------------------------------------------------
+
+
+def right_answers(subject: Subject, files: Sequence[Path], top_k: int = 5) -> list[set[int]]:
+    """The top classes of each photograph, by ONNX Runtime in fp32."""
+    graph = subject.manifest.graph("classify", "fp32")
+    assert graph is not None, "every artifact has one"
+    images = [preprocess(path.read_bytes(), subject.manifest.preprocessing).pixels for path in files]
+    with closing(open_engine("onnxruntime", subject.directory / graph.file, "fp32")) as engine:
+        return [
+            {int(index) for index in np.argsort(-engine.run({"images": image[None]})["logits"][0])[:top_k]}
+            for image in images
+        ]
+
+
+def agreement(right: Sequence[set[int]], answers: Sequence[set[int]]) -> float:
+    """The mean share of the right top classes that were answered."""
+    return sum(len(a & b) / len(a) for a, b in zip(right, answers, strict=True)) / len(right)
+
+
+# --- the ceiling ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What these cores could answer a second were decoding and inference all that there is to do."""
+
+    cores: int
+    decode_ms: float  # an image, one core
+    decodes_per_s: float  # on all cores
+    inference_ms: float  # an image, all cores
+    inferences_per_s: float
+    engine: EngineName
+    instances: int
+    batch: int
+    tried: tuple[dict[str, Any], ...]
+
+    @property
+    def requests_per_s(self) -> float:
+        return 1 / (1 / self.decodes_per_s + 1 / self.inferences_per_s)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"requests_per_s": self.requests_per_s}
+
+
+def ceiling(subject: Subject, files: Sequence[Path], seconds: float) -> Ceiling:
+    """Time decoding alone, then inference alone at its best; about `seconds` for each that is tried."""
+    cores = num_cores()
+    one = decode_rate(subject, files, 1, seconds)
+    tried = [
+        {"engine": engine, "instances": instances, "batch": batch, "images_per_s": rate}
+        for engine in ENGINES
+        for instances in sorted({1, cores})
+        for batch, rate in inference_rates(subject, engine, instances, BATCHES, seconds).items()
+    ]
+    best = max(tried, key=lambda row: row["images_per_s"])
+    return Ceiling(
+        cores=cores,
+        decode_ms=1000 / one,
+        decodes_per_s=max(one, decode_rate(subject, files, cores, seconds)),
+        inference_ms=1000 / best["images_per_s"],
+        inferences_per_s=best["images_per_s"],
+        engine=best["engine"],
+        instances=best["instances"],
+        batch=best["batch"],
+        tried=tuple(tried),
+    )
+
+
+def once_more(best: Ceiling, subject: Subject, files: Sequence[Path], seconds: float) -> Ceiling:
+    """The best way timed again, since what a shared machine can do changes within minutes."""
+    rates = inference_rates(subject, best.engine, best.instances, (best.batch,), seconds)
+    decodes_per_s = decode_rate(subject, files, best.cores, seconds)
+    return replace(best, decodes_per_s=decodes_per_s, inferences_per_s=rates[best.batch])
+
+
+def decode_rate(subject: Subject, files: Sequence[Path], threads: int, seconds: float) -> float:
+    """Images a second from their files to what the graph takes."""
+    bodies, spec = cycle([path.read_bytes() for path in files]), subject.manifest.preprocessing
+    return rate_of(lambda: preprocess(next(bodies), spec), threads, seconds)
+
+
+def inference_rates(
+    subject: Subject, name: EngineName, instances: int, batches: Sequence[int], seconds: float
+) -> dict[int, float]:
+    """Batch size -> images a second with all instances at work; nothing where the engine cannot be had."""
+    graph, crop = subject.manifest.graph("classify", "int8"), subject.manifest.preprocessing.crop
+    assert graph is not None, "the subject has an int8 graph"
+    options = EngineOptions("cpu", batch_sizes=tuple(batches), instances=instances)
+    try:
+        engine = open_engine(name, subject.directory / graph.file, "int8", options)
+    except EngineError:
+        return {}
+    images = np.random.default_rng(SEED).integers(0, 256, (max(batches), crop, crop, 3), np.uint8)
+    with closing(engine):
+        return {
+            batch: batch * rate_of(partial(engine.run, {"images": images[:batch]}), instances, seconds)
+            for batch in batches
+        }
+
+
+def rate_of(work: Callable[[], object], threads: int, seconds: float) -> float:
+    """Calls a second from so many threads; each calls at least once, after one that does not count."""
+
+    together = Barrier(threads)
+
+    def count(_: int) -> tuple[int, float]:
+        work()
+        together.wait()
+        calls, started = 0, time.perf_counter()
+        while not calls or time.perf_counter() - started < seconds:
+            work()
+            calls += 1
+        return calls, time.perf_counter() - started
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(calls / elapsed for calls, elapsed in pool.map(count, range(threads)))

@@ -1,0 +1,74 @@
+"""What every peer does alike: an image to pixels, an artifact's graph in an engine, logits to an answer.
+
+The arithmetic of torchvision's Resize and CenterCrop, in Pillow, as our own preprocess has it; an engine with
+the threads that it is given. Which server calls this when, and in which batches, is what is compared.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ARTIFACT = Path(os.environ["PEER_ARTIFACT"])  # a folder with a manifest.json
+ENGINE = os.environ.get("PEER_ENGINE", "onnxruntime")
+MANIFEST: dict[str, Any] = json.loads((ARTIFACT / "manifest.json").read_text(encoding="utf-8"))
+RESIZE, CROP = MANIFEST["preprocessing"]["resize"], MANIFEST["preprocessing"]["crop"]
+NUM_CORES = len(os.sched_getaffinity(0))
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def resize_and_crop(image: Image.Image) -> Image.Image:
+    """The short side to RESIZE, the middle CROP x CROP pixels of it."""
+    width, height = (RESIZE * side // min(image.size) for side in image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - CROP) / 2), round((height - CROP) / 2)
+    return image.crop((left, top, left + CROP, top + CROP))
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    """An image file to uint8 [H, W, 3], what the int8 graph takes."""
+    return np.asarray(resize_and_crop(Image.open(io.BytesIO(data))))
+
+
+def open_int8(threads: int) -> Run:
+    """The artifact's int8 graph in ENGINE: uint8 [N, H, W, 3] to logits [N, K]."""
+    graph = next(
+        ARTIFACT / graph["file"]
+        for graph in MANIFEST["graphs"]
+        if graph["kind"] == "classify" and graph["precision"] == "int8"
+    )
+    return {"onnxruntime": _onnxruntime, "openvino": _openvino}[ENGINE](graph, threads)
+
+
+def _onnxruntime(graph: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"images": images})[0]
+
+
+def _openvino(graph: Path, threads: int) -> Run:
+    import openvino
+
+    # Pinned, the single threads of two worker processes would meet on the first core.
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+    compiled = openvino.Core().compile_model(graph, "CPU", hints)
+    return lambda images: compiled({"images": images})["logits"]
+
+
+def answer(logits: np.ndarray, top_k: int = 5) -> dict[str, Any]:
+    """One row of logits as the top classes and their probabilities."""
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-logits)[:top_k]
+    return {"predictions": [{"index": int(i), "probability": float(probabilities[i])} for i in best]}

@@ -1,0 +1,189 @@
+"""Who runs next on a device: threads that take jobs from several sources, the most urgent first.
+
+A device has slots: a CPU as many as threads may compute at once, a GPU as many as batches shall overlap
+there. A job, one batch of one graph, takes some of them, and they are never given out twice. So two graphs
+that share a CPU take turns instead of slowing each other down, and a source of low priority can delay another
+one by no more than the batch that it has begun.
+
+It knows no batches and no engines: a job is a function. One that never returns can be abandoned; its slots
+are given to others, and its thread ends should it ever come back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+# So many jobs in a row may overtake what waits at lower priority; then one of that has its turn. It would
+# starve else.
+MAX_OVERTAKEN = 16
+
+
+@dataclass(eq=False)
+class Job:
+    """Work that takes `slots` of a device until about `until`; times are those of `time.monotonic()`."""
+
+    source: Source
+    slots: int
+    until: float
+    run: Callable[[], None]
+    abandon: Callable[[], None]  # called with the scheduler's lock held
+    started: float = field(default_factory=time.monotonic)
+    abandoned: bool = False
+
+
+class Source(Protocol):
+    """Something that has jobs; its methods are called with the scheduler's lock held."""
+
+    @property
+    def priority(self) -> int:
+        """The lowest number goes first."""
+        ...
+
+    def waiting_since(self) -> float | None:
+        """When what waits longest arrived; None: nothing waits."""
+        ...
+
+    def seconds_to_wait(self, now: float) -> float:
+        """Until its next job may start, of a source in which something waits."""
+        ...
+
+    def slots_wanted(self, free: int, total: int) -> int:
+        """What its next job needs, where so many of all are free."""
+        ...
+
+    def next_job(self, now: float, free: int, total: int) -> Job | None:
+        """Its next job; None where all that waited is gone."""
+        ...
+
+    def backlog_s(self) -> float:
+        """Seconds of the whole device that all which waits there should take."""
+        ...
+
+
+class Scheduler:
+    """`slots` threads, and the sources whose jobs they run.
+
+    `changed` is the lock of the scheduler and of all its sources; whoever changes something notifies it.
+    """
+
+    def __init__(self, name: str, slots: int) -> None:
+        self.slots = slots
+        self.changed = threading.Condition()
+        self._name = name
+        self._free = slots
+        self._sources: list[Source] = []
+        self._overtaking = 0  # jobs in a row that began while a source of lower priority waited
+        self._running: list[Job] = []
+        self._closing = False
+        self._threads: list[threading.Thread] = []
+        for _ in range(slots):
+            self._start_thread()
+
+    def add(self, source: Source) -> None:
+        with self.changed:
+            self._sources.append(source)
+
+    def remove(self, source: Source) -> None:
+        """Take no more jobs from it; one that runs goes on."""
+        with self.changed:
+            self._sources.remove(source)
+
+    def seconds_until_free(self, now: float, priority: int) -> float:
+        """When what runs, and what waits and goes before a newcomer of that priority, should be done."""
+        with self.changed:
+            running = sum(max(0.0, job.until - now) * job.slots / self.slots for job in self._running)
+            return running + sum(s.backlog_s() for s in self._sources if s.priority <= priority)
+
+    def overdue(self, limit_s: float) -> list[Job]:
+        """The jobs that have been running for longer than that."""
+        now = time.monotonic()
+        with self.changed:
+            return [job for job in self._running if now - job.started > limit_s]
+
+    def abandon(self, job: Job) -> None:
+        """Give a hung job's slots to others; whatever it still returns is thrown away."""
+        with self.changed:
+            if job in self._running:
+                job.abandoned = True
+                self._finish(job)
+                job.abandon()
+                self._start_thread()
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """End the threads; what still runs after `timeout_s` is left alone."""
+        with self.changed:
+            self._closing = True
+            self.changed.notify_all()
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"run-{self._name}", daemon=True)
+        self._threads = [*(t for t in self._threads if t.is_alive()), thread]
+        thread.start()
+
+    def _work(self) -> None:
+        while (job := self._wait_for_job()) is not None:
+            job.run()
+            with self.changed:
+                if job.abandoned:
+                    return  # another thread took this one's place
+                self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        self._running.remove(job)
+        self._free += job.slots
+        self.changed.notify_all()
+
+    def _wait_for_job(self) -> Job | None:
+        with self.changed:
+            while not self._closing:
+                job, pause = self._next_job(time.monotonic())
+                if job is not None:
+                    self._free -= job.slots
+                    self._running.append(job)
+                    return job
+                self.changed.wait(pause)
+            return None
+
+    def _next_job(self, now: float) -> tuple[Job | None, float | None]:
+        """The most urgent job that is due, or for how long to wait; None: until something changes.
+
+        Where the most urgent one needs more slots than are free, nobody else gets those that are: a wide job
+        would else wait for ever behind narrow ones.
+        """
+        pause: float | None = None
+        for source in self._by_urgency():
+            to_wait = source.seconds_to_wait(now)
+            if to_wait > 0:
+                pause = to_wait if pause is None else min(pause, to_wait)
+                continue
+            if source.slots_wanted(self._free, self.slots) > self._free:
+                return None, pause
+            job = source.next_job(now, self._free, self.slots)
+            if job is not None:
+                self._count_overtaken(source)
+                return job, None
+        return None, pause
+
+    def _by_urgency(self) -> list[Source]:
+        """Those in which something waits: by priority, then the longest waiting.
+
+        Once enough have overtaken, the lowest priority goes first, for one job: several sources that were
+        overtaken must not delay another one by a batch each.
+        """
+        sign = -1 if self._overtaking >= MAX_OVERTAKEN else 1
+        waiting = [
+            (since, source) for source in self._sources if (since := source.waiting_since()) is not None
+        ]
+        waiting.sort(key=lambda item: (sign * item[1].priority, item[0]))
+        return [source for _, source in waiting]
+
+    def _count_overtaken(self, chosen: Source) -> None:
+        overtakes = any(s.priority > chosen.priority and s.waiting_since() is not None for s in self._sources)
+        self._overtaking = self._overtaking + 1 if overtakes else 0

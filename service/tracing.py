@@ -1,0 +1,36 @@
+"""Whether requests are traced: without `--otlp-endpoint` OpenTelemetry's SDK is not even imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from service.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from service.spans import Tracer
+
+INSTALL = "pip install 'residuum[tracing]'"
+
+
+def make_tracer(settings: Settings) -> Tracer | None:
+    """What sends traces to `settings.otlp_endpoint`; None without one.
+
+    Raises:
+        SettingsError: that is no address, or the extra `tracing` is not installed.
+    """
+    endpoint = settings.otlp_endpoint
+    if endpoint is None:
+        return None
+    try:
+        parts = urlsplit(endpoint)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise SettingsError(f"--otlp-endpoint {endpoint}: not an address; such as http://127.0.0.1:4318")
+    try:
+        from service.spans import Tracer
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"--otlp-endpoint: OpenTelemetry is not installed: {INSTALL}") from error
+    return Tracer(endpoint)
