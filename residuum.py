@@ -49,6 +49,8 @@ def serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(args: argparse.Namespace) -> int:
+    # Of another server's workers, perhaps; whether this one has any, --workers says.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.running import serve as run_server
     from service.settings import Settings, load_settings
 
@@ -65,7 +67,9 @@ def add_setting_flags(
     group = parser.add_argument_group("settings", f"each also as an environment variable, {ENV_PREFIX}NAME")
     for name in names:
         field = (kind or Settings).model_fields[name]
-        default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = field.default
+        if isinstance(default, tuple):
+            default = ", ".join(default) or "none"
         options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if field.annotation is not bool:
             action = "append" if isinstance(field.default, tuple) else "store"

@@ -263,13 +263,21 @@ def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ManifestError(f"{path} is not a manifest of format 1: {where}: {first['msg']}") from error
+    try:
+        _check_files(directory, manifest, verify)
+    except (OSError, ValueError, RuntimeError) as error:  # NUL in a name, a loop of links, no permission
+        raise ManifestError(f"{directory}: a file that its manifest names cannot be read: {error}") from error
+    return manifest
+
+
+def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
+    """All are there, inside of the directory, and with `verify` as their hashes say; raises ManifestError."""
     for file in manifest.files():
         if not (directory / file).resolve().is_relative_to(directory.resolve()):
-            raise ManifestError(f"{path} names a file outside of the artifact: {file}")
+            raise ManifestError(f"{directory / MANIFEST_FILE} names a file outside of the artifact: {file}")
         if file not in manifest.reports and not (directory / file).is_file():
             raise ManifestError(f"{directory} lacks the file {file} that its manifest names")
     if verify:
         for graph in manifest.graphs:
             if sha256_of(directory / graph.file) != graph.sha256:
                 raise ManifestError(f"{directory / graph.file} differs from the SHA-256 in its manifest")
-    return manifest

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Forbidden, Problem, Unauthorized
+from service.errors import Forbidden, NotFound, Problem, Unauthorized
 from service.keys import Keys, digest_of
 
 # Of a call that is not open, in its scope: the digest of its key, None where it needs none.
@@ -24,7 +24,9 @@ OPEN = re.compile(
 )
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
-ADMIN = re.compile(r"/(?:models|v2/repository/models)/.+/(?:load|unload)")
+ADMIN = re.compile(r"/(?:models|v2/repository/models)/.+/(?:load|unload)\s*", re.DOTALL)
+# In no path of ours; and the expressions of routes end before a last newline, so that it would go unseen.
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 HOW_TO_SEND = "Send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
 
@@ -37,15 +39,18 @@ class RequireKey:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_open(scope["method"], scope["path"]):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
-            caller = self._admit(scope)
+            if not is_open(scope["method"], scope["path"]):
+                # In place: who is further out reads what routes leave in the scope.
+                scope[CALLER] = self._admit(scope)
+            if CONTROL.search(scope["path"]):
+                raise NotFound("There is no such path: it has a control character in it.")
         except Problem as problem:
             await problem.answer(scope, receive, send)
         else:
-            scope[CALLER] = caller  # in place: who is further out reads what routes leave in the scope
             await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> bytes | None:

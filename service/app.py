@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 
 from service.access import RequireKey
-from service.draining import Accepted, Draining
+from service.draining import Accepted, Closing, Draining
 from service.error_handlers import add_error_handlers
 from service.fleet import Fleet
 from service.keys import Keys
@@ -64,6 +64,7 @@ def create_app(
             Middleware(HeadAsGet),
             Middleware(RequestLog, serving.metrics, settings.access_log, tracer),
             Middleware(SecurityHeaders, cross_origin=bool(settings.cors_origin)),
+            Middleware(Closing, serving=serving),
             *cors(settings),
             Middleware(Draining, serving=serving, accepted=accepted),
             Middleware(UnexpectedErrors),

@@ -201,9 +201,9 @@ class Batcher:
             if ahead + num_rows > self._queue_capacity:
                 raise QueueFull(self._seconds_until_free(now))
             # When idle it runs anyway: a curve that one hiccup spoilt would else refuse for ever, unmeasured.
-            if deadline is None or not (ahead or self._num_running):
-                return
             free_in_s = self._seconds_until_free(now)
+            if deadline is None or not (ahead or self._num_running or free_in_s):
+                return
             if now + max(free_in_s, ready_in_s) + self._seconds_for(num_rows) > deadline:
                 raise DeadlineMissed(free_in_s)
 
@@ -216,11 +216,14 @@ class Batcher:
         """The row by itself through each of the runners, before all that waits, even if the queue is full.
 
         Raises:
+            Paused: its engine is being built anew.
             Closed: after `close`.
         """
         with self._changed:
             if self._closing:
                 raise Closed("the batcher is closed")
+            if self._paused:
+                raise Paused("the engine is being built anew")
             entries = [_Entry(row, None, time.monotonic(), runner) for runner in self._runners]
             self._waiting.extendleft(entries)
             self._tell()
@@ -233,6 +236,7 @@ class Batcher:
             for entry in [entry for entry in self._waiting if entry.runner is not None]:
                 entry.future.cancel()
                 self._waiting.remove(entry)
+            self._tell()
 
     def resume(self, runners: Sequence[Runner]) -> None:
         """Go on, with these runners."""
@@ -271,7 +275,8 @@ class Batcher:
     # --- what the scheduler asks, with the lock held
 
     def waiting_since(self) -> float | None:
-        return self._waiting[0].queued if self._waiting and not self._paused else None
+        all_busy = self._num_running >= self._at_load.instances
+        return self._waiting[0].queued if self._waiting and not self._paused and not all_busy else None
 
     def seconds_to_wait(self, now: float) -> float:
         """Until the next batch is full, or its first entry has waited long enough."""
@@ -397,10 +402,10 @@ class Batcher:
                 return
             self._note_pace(seconds * 1000 / batch.runner.batch_ms[batch.size])
         queue_s = [started - entry.queued for entry in batch.entries]
-        if self._observer is not None and batch.entries[0].runner is None:  # a probe is nobody's request
-            self._observer.batch_done(len(batch.entries), batch.size, queue_s, seconds)
         for entry, row, waited_s in zip(batch.entries, rows, queue_s, strict=True):
             entry.future.set_result(Result(row, waited_s * 1000, seconds * 1000, len(batch.entries)))
+        if self._observer is not None and batch.entries[0].runner is None:  # a probe is nobody's request
+            self._observer.batch_done(len(batch.entries), batch.size, queue_s, seconds)
 
     def _note_pace(self, pace: float) -> None:
         """Follow it by its logarithm: a hiccup of fifty times counts twofold, and is forgotten soon."""

@@ -78,9 +78,15 @@ class AnswerCache:
             self._metrics.cache(hit=True)
             return answer, True
 
+    def clear(self) -> None:
+        """Forget all answers, and do not keep those that are being made: an engine may have been wrong."""
+        self._kept.clear()
+        self._making.clear()
+
     async def _make(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         answer = await make()
-        if _size(answer) <= self._max_bytes:
+        making = self._making.get(key)
+        if making is not None and making.task is asyncio.current_task() and _size(answer) <= self._max_bytes:
             self._kept[key] = answer
         return answer
 

@@ -35,18 +35,28 @@ class Draining:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self._serving.state == "draining" and not is_open(scope["method"], scope["path"]):
+            problem = NotReady("The server is shutting down.")
+            await problem.answer(scope, receive, send)
+            return
+        self._accepted.num_requests += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._accepted.num_requests -= 1
 
+
+class Closing:
+    """Every answer that is given while the server drains says that the connection closes."""
+
+    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+        self.app = app
+        self._serving = serving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and self._serving.state == "draining":
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        if self._serving.state == "draining" and not is_open(scope["method"], scope["path"]):
-            problem = NotReady("The server is shutting down.")
-            await problem.answer(scope, receive, and_close)
-            return
-        self._accepted.num_requests += 1
-        try:
-            await self.app(scope, receive, and_close)
-        finally:
-            self._accepted.num_requests -= 1
+        await self.app(scope, receive, and_close)

@@ -54,13 +54,11 @@ async def _on_invalid_query(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     parameter = str(first["loc"][-1] if len(first["loc"]) < 2 else first["loc"][1])
     if first["type"] == "extra_forbidden":
-        return InvalidParameter(
-            parameter, f"There is no query parameter {parameter!r} here.", "GET /docs lists them."
-        ).response(request.url.path)
-    message = str(first["msg"])
-    return InvalidParameter(
-        parameter, f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}."
-    ).response(request.url.path)
+        detail, hint = f"There is no query parameter {parameter!r} here.", "GET /docs lists them."
+    else:
+        message = str(first["msg"])
+        detail, hint = f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}.", ""
+    return await _on_problem(request, InvalidParameter(parameter, detail, hint))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -71,12 +69,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         allowed = ", ".join(allowed_methods(request))
         if method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": allowed})
-        return MethodNotAllowed(
+        problem: Problem = MethodNotAllowed(
             f"{method} is not possible on {path}.", f"Allowed: {allowed}.", {"Allow": allowed}
-        ).response(path)
-    if error.status_code == 404:
-        return NotFound(f"There is nothing at {path}.", "GET /docs lists every call.").response(path)
-    return OtherProblem(error.status_code, str(error.detail), dict(error.headers or {})).response(path)
+        )
+    elif error.status_code == 404:
+        problem = NotFound(f"There is nothing at {path}.", "GET /docs lists every call.")
+    else:
+        problem = OtherProblem(error.status_code, str(error.detail), dict(error.headers or {}))
+    return await _on_problem(request, problem)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

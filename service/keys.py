@@ -49,7 +49,7 @@ class Keys:
         }
         for kind, (keys, path) in given.items():
             try:
-                self._given[kind] = digests_of(key.encode() for key in keys)
+                self._given[kind] = digests_of(key.encode(errors="surrogateescape") for key in keys)
             except UnusableKeys as error:
                 raise SettingsError(f"{flag_of(f'{kind}_key')}: {error}") from error
             if path is not None:

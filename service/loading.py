@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from math import inf
@@ -24,12 +24,19 @@ from models.manifest import MANIFEST_FILE, Graph, GraphKind, Manifest, ManifestE
 from service.batch_sizes import batch_sizes
 from service.batcher import Batcher, Closed, Row, Runner
 from service.engines import Engine, EngineError, EngineInfo, open_engine
-from service.engines.machine import auto_threads
 from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
 from service.metrics import GraphMeter, Metrics
 from service.scheduler import Scheduler
 from service.schemas import EngineTrial
-from service.selection import Choice, NothingRuns, cache_directory, choose, engine_options, next_best
+from service.selection import (
+    Choice,
+    NothingRuns,
+    cache_directory,
+    choose,
+    cpu_threads,
+    engine_options,
+    next_best,
+)
 from service.settings import EMBEDDED, Settings
 
 logger = logging.getLogger("residuum")
@@ -47,9 +54,8 @@ class Devices:
     """A scheduler for each device that something runs on: all models of a server share them."""
 
     def __init__(self, settings: Settings) -> None:
-        cores = settings.threads or auto_threads(settings.workers)
         self._slots = {
-            "cpu": max(cores, settings.instances),
+            "cpu": max(cpu_threads(settings), settings.instances),
             "cuda": max(GPU_SLOTS, settings.instances),
         }
         self._schedulers: dict[str, Scheduler] = {}
@@ -78,6 +84,7 @@ class _Source:
     row: Row  # the golden one
     settings: Settings
     stop: Event | None
+    keep: bool  # the choice of an engine, for the next start
 
 
 class _Opened(NamedTuple):
@@ -164,7 +171,8 @@ class LoadedGraph:
         self.batcher.pause()
         if self.batcher.wait_until_idle(self._source.settings.hang_timeout):
             self._close_engines()
-        opened = _make_ready(self._source)
+        # Also while the server drains: requests wait for it. And what is measured beside them is not kept.
+        opened = _make_ready(replace(self._source, stop=None, keep=False))
         with self._lock:
             if self._closed:
                 opened.close()
@@ -259,11 +267,13 @@ def load_model(
     *,
     devices: Devices | None = None,
     metrics: Metrics | None = None,
+    keep: bool = True,
 ) -> LoadedModel:
     """Read, verify, warm up and check the artifact in `directory`, unless `stop` is set meanwhile.
 
     Args:
         devices: of the server; None: the model has its own.
+        keep: the choice of engines, for the next start; not where it is measured beside other work.
 
     Raises:
         LoadError: whatever is wrong with it, or with the engine, precision or device asked for.
@@ -277,7 +287,7 @@ def load_model(
             row = golden_row(directory, manifest)
             for kind in GRAPH_KINDS:
                 if kind == "classify" or manifest.graph(kind) is not None:
-                    sources[kind] = _Source(directory, manifest, kind, row, settings, stop)
+                    sources[kind] = _Source(directory, manifest, kind, row, settings, stop, keep)
                     opened[kind] = _make_ready(sources[kind])
                     stack.callback(opened[kind].close)
         except (ManifestError, EngineError, WrongAnswer, NothingRuns) as error:
@@ -324,7 +334,7 @@ def _make_ready(source: _Source) -> _Opened:
     A choice remembered from an earlier start is made anew if it fails.
     """
     asked = (source.directory, source.manifest, source.kind, source.row, source.settings)
-    choice = choose(*asked, stop=source.stop)
+    choice = choose(*asked, stop=source.stop, keep=source.keep)
     while True:
         try:
             return _open(source, choice)
@@ -332,10 +342,10 @@ def _make_ready(source: _Source) -> _Opened:
             problem = str(error)
         if choice.remembered:
             logger.warning("%s: chosen on an earlier start, but: %s", choice.candidate, problem)
-            choice = choose(*asked, remember=False, stop=source.stop)
+            choice = choose(*asked, remember=False, stop=source.stop, keep=source.keep)
         else:
             failed = choice
-            choice = next_best(*asked, failed, problem, stop=source.stop)
+            choice = next_best(*asked, failed, problem, stop=source.stop, keep=source.keep)
             logger.warning("%s: chosen, but: %s; now %s", failed.candidate, problem, choice.candidate)
 
 

@@ -71,12 +71,20 @@ class GraphStatistics:
     last_inference_epoch_ms: int = 0
 
 
+def count_as(number: int) -> None:
+    """Before there are Metrics: count in the files of this worker, and go on where one before it has ended.
+
+    So there are as many files as workers, however many die, and counters never fall.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
 class Metrics:
     """The metrics of one server."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
-        self._shared: bool = values.ValueClass._multiprocess  # fixed when prometheus_client is imported
+        self._shared: bool = values.ValueClass._multiprocess
         if not self._shared:
             ProcessCollector(registry=registry)
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from itertools import chain, repeat
 
-from service.batcher import BatchFailed, Closed
+from service.batcher import BatchFailed, Closed, Paused
 from service.golden import WrongAnswer
 from service.loading import LoadedGraph, LoadedModel
 from service.metrics import Metrics
@@ -60,11 +60,11 @@ class Monitor:
         return {names[graph]: why for graph, why in self._broken.items() if graph in names}
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Watch until cancelled; what is being built anew then goes on, for requests wait for it."""
         try:
             await asyncio.gather(self._look_for_hung_batches(), self._check_regularly())
         finally:
-            for task in (*self._checks.values(), *self._rebuilds):
+            for task in self._checks.values():
                 task.cancel()
 
     def suspect(self, graph: LoadedGraph) -> None:
@@ -105,7 +105,7 @@ class Monitor:
         problem = None
         try:
             await asyncio.to_thread(graph.probe)
-        except Closed:
+        except (Closed, Paused):
             return
         except (WrongAnswer, BatchFailed) as error:
             problem = str(error)

@@ -24,6 +24,7 @@ from service.settings import Settings
 
 logger = logging.getLogger("residuum")
 
+MAX_PIPELINED = 16  # requests of a connection that wait for the answer to the one before
 MAX_HEAD_BYTES = 2**16  # request line and headers; trailers likewise
 
 
@@ -52,6 +53,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None  # what is answered now; `cycle` came last
         self._in_head = False  # something of a head has come, or of trailers, and not all
         self._in_body = False  # a head has come, and not all of its body
+        self._num_heads = 0  # that have begun, trailers among them
         self._head_bytes = 0  # of a head that came in several pieces
         self._deaf = False  # whatever still comes is thrown away
 
@@ -73,16 +75,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._deaf:
             return
         self._unset_keepalive_if_required()
-        was_in_head = self._in_head
+        head_before = self._num_heads if self._in_head else None
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._start_again_without_upgrade(data[upgrade.args[0] :])
-            return
+            self._parse(data)
         except httptools.HttpParserError as error:
             self._refuse(_problem_of(error))
             return
-        if was_in_head and self._in_head:
+        if self._in_head and self._num_heads == head_before:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(_head_too_large())
@@ -97,7 +96,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_body:  # else it is a trailer, which must not pass for a header
@@ -106,6 +105,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             raise _head_too_large()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise MalformedRequest("Too many requests have come before they could be answered.")
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise MalformedRequest("CONNECT is not possible here: this is no proxy.")
@@ -117,7 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running = self.cycle
 
     def on_chunk_header(self) -> None:
-        self._in_head, self._head_bytes = True, 0  # until data comes these may be trailers
+        self._begin_head()  # until data comes these may be trailers
 
     def on_body(self, body: bytes) -> None:
         self._in_head = False
@@ -143,17 +144,30 @@ class GuardedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self._running is not None and not self._running.response_complete
 
-    def _start_again_without_upgrade(self, rest: bytes) -> None:
-        """Feed the head once more, without its Upgrade, which a server may ignore (RFC 9110, 7.8).
+    def _begin_head(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._num_heads += 1
 
-        The parser believes that what follows such a head is another protocol, and so loses its body.
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._start_again_without_upgrade(data[upgrade.args[0] :])
+
+    def _start_again_without_upgrade(self, rest: bytes) -> bytes:
+        """What to parse next: the head once more, without its Upgrade, and the rest.
+
+        A server may ignore an Upgrade (RFC 9110, 7.8). The parser believes that what follows such a head is
+        another protocol, and so loses its body.
         """
         version = self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
         head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.data_received(b"".join([*head, b"\r\n", rest]))
+        return b"".join([*head, b"\r\n", rest])
 
     def _on_late_head(self) -> None:
         if self._in_head:
@@ -167,12 +181,12 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answer in the application's place, and close; answers to earlier requests come first."""
         if self.settings.access_log:
             logger.info("%s: refused: %d %s", self.client and self.client[0], problem.status, problem.code)
-        if self.pipeline:
-            self.transport.close()
-            return
         if self._is_answering() and not self._in_body:
             self.cycle.keep_alive = False
             self._deaf = True
+            return
+        if self.pipeline:
+            self.transport.close()
             return
         if self._is_answering():
             self.cycle.disconnected = True

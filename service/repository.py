@@ -55,7 +55,7 @@ class Repository:
                     model.close()
                     raise LoadError(f"--model {name}: a model named {model.name!r} is loaded already")
                 self.put(model)
-        except LoadError:
+        except BaseException:
             self.close()
             raise
 
@@ -114,21 +114,31 @@ class Repository:
         Raises:
             LoadRefused: it cannot be served; what is loaded is served on.
         """
+        if (name := _manifest_name(directory)) is not None:
+            self._check_place(name, directory)
         try:
-            model = self._load(directory)
+            return self._load(directory, keep=False)
         except LoadError as error:
             raise LoadRefused(f"{error}.", SERVED_ON) from error
         except Exception as error:  # what nobody foresaw is wrong with the artifact too
             logger.exception("%s cannot be loaded", directory)
             raise LoadRefused(f"cannot load {directory}: {error!r}.", SERVED_ON) from error
-        for known, path in dict(self._directories).items():
-            if path == directory and known in self._models and known != model.name:
-                model.close()
+
+    def _check_place(self, name: str, directory: Path) -> None:
+        """A model has one directory, and a directory one model; raises LoadRefused."""
+        for loaded, path in dict(self._directories).items():
+            if loaded not in self._models or (loaded == name) == (path == directory):
+                continue
+            if path == directory:
                 raise LoadRefused(
-                    f"cannot load {directory}: {known!r} came from there, and now it is of {model.name!r}.",
+                    f"cannot load {directory}: {loaded!r} came from there, and now it is of {name!r}.",
                     SERVED_ON,
                 )
-        return model
+            if (path / MANIFEST_FILE).is_file():
+                raise LoadRefused(
+                    f"cannot load {directory}: {name!r} is loaded from {path}.",
+                    "Put the new version in its place, or unload it first.",
+                )
 
     def is_current(self, directory: Path) -> bool:
         """Whether the artifact is loaded as it lies there."""
@@ -165,7 +175,8 @@ class Repository:
 
     def known(self) -> dict[str, Path]:
         """Names and directories of all that is loaded, was loaded, or lies among the artifacts."""
-        loaded = dict(self._directories)  # of which this may be another thread
+        known = dict(self._directories)  # which the event loop may change meanwhile
+        loaded = {name: path for name, path in known.items() if (path / MANIFEST_FILE).is_file()}
         others = [path for path in artifacts_in(self._settings.artifacts) if path not in loaded.values()]
         names = ((_manifest_name(path), path) for path in others)
         return {name: path for name, path in names if name is not None} | loaded
@@ -177,8 +188,10 @@ class Repository:
             thread.join(timeout_s)
         self._devices.close(timeout_s)
 
-    def _load(self, directory: Path) -> LoadedModel:
-        return load_model(directory, self._settings, self._stop, devices=self._devices, metrics=self._metrics)
+    def _load(self, directory: Path, keep: bool = True) -> LoadedModel:
+        return load_model(
+            directory, self._settings, self._stop, devices=self._devices, metrics=self._metrics, keep=keep
+        )
 
     def _close_unused(self, model: LoadedModel) -> None:
         """Close a model that is served no more once nobody has it."""

@@ -111,16 +111,17 @@ class Server(uvicorn.Server):
         self.drain()
 
     def drain(self) -> None:
-        """Stop; told again, it takes no notice."""
+        """Stop; told again, it takes no notice. For signal handlers, which the event loop's thread runs."""
         if self._told_at is not None:
             return
         self._told_at = time.monotonic()
-        self._serving.drain()
         self.should_exit = True
         # Whatever hangs, an engine or the event loop, the process ends in time.
         last_resort = Timer(max(self._drain_timeout, SHORTEST_END_S), os._exit, [0])
         last_resort.daemon = True
         last_resort.start()
+        # Not here: the signal may have come while this thread holds a lock that it takes, such as a metric's.
+        asyncio.get_running_loop().call_soon_threadsafe(self._serving.drain)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._told_at is not None:

@@ -11,11 +11,15 @@ are given to others, and its thread ends should it ever come back.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
+
+logger = logging.getLogger("residuum")
 
 # So many jobs in a row may overtake what waits at lower priority; then one of that has its turn. It would
 # starve else.
@@ -92,7 +96,7 @@ class Scheduler:
         with self.changed:
             self._sources.remove(source)
 
-    def seconds_until_free(self, now: float, priority: int) -> float:
+    def seconds_until_free(self, now: float, priority: float = inf) -> float:
         """When what runs, and what waits and goes before a newcomer of that priority, should be done."""
         with self.changed:
             running = sum(max(0.0, job.until - now) * job.slots / self.slots for job in self._running)
@@ -129,7 +133,10 @@ class Scheduler:
 
     def _work(self) -> None:
         while (job := self._wait_for_job()) is not None:
-            job.run()
+            try:
+                job.run()
+            except Exception:  # this thread and its slots must go on
+                logger.exception("A job of %s failed", self._name)
             with self.changed:
                 if job.abandoned:
                     return  # another thread took this one's place

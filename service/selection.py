@@ -30,7 +30,7 @@ from service.engines import (
     instance_counts,
     modes,
 )
-from service.engines.machine import auto_threads, num_gpus
+from service.engines.machine import MAX_AUTO_THREADS, auto_threads, num_gpus
 from service.golden import golden_row
 from service.schemas import EngineTrial
 from service.settings import Settings
@@ -70,6 +70,7 @@ def choose(
     *,
     remember: bool = True,
     stop: Event | None = None,
+    keep: bool = True,
 ) -> Choice:
     """The fastest right way to run the artifact's graph of that kind; one without alternative is not tried.
 
@@ -77,6 +78,7 @@ def choose(
         row: the golden row.
         remember: take the choice of an earlier start on the same machine with the same software.
         stop: give up when it is set.
+        keep: what is measured, for the next start.
 
     Raises:
         NothingRuns: no candidate, none that is right, or stopped.
@@ -92,7 +94,7 @@ def choose(
                 if trial.chosen and candidate.is_of(trial):
                     return Choice(candidate, trial.instances, trials, remembered=True)
     tried = _try_all(directory, manifest, found, row, settings, stop)
-    return _best(directory, manifest, kind, settings, found, tried)
+    return _best(directory, manifest, kind, settings, found, tried, keep)
 
 
 def next_best(
@@ -105,6 +107,7 @@ def next_best(
     problem: str,
     *,
     stop: Event | None = None,
+    keep: bool = True,
 ) -> Choice:
     """The best of the others, where the candidate of a choice just measured turned out to fail.
 
@@ -115,7 +118,7 @@ def next_best(
     failure = {"chosen": False, "score_ms": None, "problem": problem}
     known = [trial.model_copy(update=failure) if trial.chosen else trial for trial in failed.trials]
     tried = _try_all(directory, manifest, found, row, settings, stop, known=known)
-    return _best(directory, manifest, kind, settings, found, tried)
+    return _best(directory, manifest, kind, settings, found, tried, keep)
 
 
 def _best(
@@ -125,21 +128,25 @@ def _best(
     settings: Settings,
     found: Sequence[Candidate],
     tried: Sequence[EngineTrial],
+    keep: bool,
 ) -> Choice:
-    """The least score wins, and is kept for the next start; raises NothingRuns where there is none."""
+    """The least score wins, and with `keep` is kept for the next start; else NothingRuns."""
     right = [(trial.score_ms, n) for n, trial in enumerate(tried) if trial.score_ms is not None]
     if not right:
         raise NothingRuns("; ".join(dict.fromkeys(trial.problem or "" for trial in tried)))
     winner = min(right)[1]
     trials = tuple(t.model_copy(update={"chosen": n == winner}) for n, t in enumerate(tried))
     _log(manifest, kind, found, trials)
-    key = _key(manifest, kind, settings, found)
-    keep_trials(_trials_file(directory, manifest, settings), key, trials)
+    if keep:
+        key = _key(manifest, kind, settings, found)
+        keep_trials(_trials_file(directory, manifest, settings), key, trials)
     return Choice(found[winner], trials[winner].instances, trials)
 
 
 def _key(manifest: Manifest, kind: GraphKind, settings: Settings, found: Sequence[Candidate]) -> Key:
-    return trials_key(manifest, settings, [f"{kind}: {candidate}" for candidate in found])
+    return trials_key(
+        manifest, settings, cpu_threads(settings), [f"{kind}: {candidate}" for candidate in found]
+    )
 
 
 def _trials_file(directory: Path, manifest: Manifest, settings: Settings) -> Path:
@@ -217,10 +224,12 @@ def engine_options(
     instances: int = 1,
 ) -> EngineOptions:
     sizes = tuple(batch_sizes(settings.max_batch_size))
-    return EngineOptions(device, mode, _threads(settings), sizes, cache, instances)
+    threads = settings.threads or min(cpu_threads(settings), instances * MAX_AUTO_THREADS)
+    return EngineOptions(device, mode, threads, sizes, cache, instances)
 
 
-def _threads(settings: Settings) -> int:
+def cpu_threads(settings: Settings) -> int:
+    """Of one graph, all its instances together."""
     return settings.threads or auto_threads(settings.workers)
 
 
@@ -228,7 +237,7 @@ def _counts(candidate: Candidate, settings: Settings) -> tuple[int, ...]:
     """The numbers of instances to try; the one that is set, where it is."""
     if settings.instances:
         return (settings.instances,)
-    return instance_counts(candidate.engine, candidate.device, _threads(settings))
+    return instance_counts(candidate.engine, candidate.device, cpu_threads(settings))
 
 
 def cache_directory(directory: Path, manifest: Manifest, settings: Settings) -> Path:

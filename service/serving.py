@@ -92,7 +92,7 @@ class Serving:
 
     @property
     def state(self) -> State:
-        if self._state == "ready" and self.broken:
+        if self._state == "ready" and (self.broken or not any(self.models)):
             return "unhealthy"
         return self._state
 
@@ -126,16 +126,31 @@ class Serving:
             self.metrics,
             check_interval=self.settings.check_interval,
             hang_timeout=self.settings.hang_timeout,
-            changed=lambda: self.metrics.state(self.state),
+            changed=self._engines_changed,
         )
-        self._tasks.append(asyncio.create_task(self._monitor.run()))
+        self._keep_doing(self._monitor.run())
         if self.settings.watch:
             for directory in artifacts_in(self.settings.artifacts):
                 await self._load_found(directory)
-            self._tasks.append(asyncio.create_task(self._watch()))
+            self._keep_doing(self._watch())
         if self._fleet is not None:
             await self._fleet.catch_up(self._change)
-            self._tasks.append(asyncio.create_task(self._fleet.follow(self._change)))
+            self._keep_doing(self._fleet.follow(self._change))
+
+    def _keep_doing(self, work: Coroutine[Any, Any, None]) -> None:
+        """Until the server drains; that it has ended before is told, as nobody waits for it."""
+
+        def tell(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("%s has failed", task.get_coro(), exc_info=error)
+
+        task = asyncio.create_task(work)
+        task.add_done_callback(tell)
+        self._tasks.append(task)
+
+    def _engines_changed(self) -> None:
+        self.cache.clear()
+        self.metrics.state(self.state)
 
     def drain(self) -> None:
         """Say from now on that it is not ready, and load no further; what was accepted goes on."""
@@ -207,6 +222,7 @@ class Serving:
     async def _load_from(self, directory: Path) -> None:
         model = await asyncio.to_thread(self.models.load, directory)
         self.models.put(model)
+        self.metrics.state(self.state)
         logger.info("%s is loaded: version %s", model.name, model.manifest.version)
 
     async def _watch(self) -> None:
@@ -227,6 +243,12 @@ class Serving:
     def deadline(self, timeout_ms: int | None) -> float:
         """When a request that starts now must be answered, in `time.monotonic()`; clients only shorten it."""
         return time.monotonic() + min(timeout_ms or self.settings.timeout_ms, self.settings.timeout_ms) / 1000
+
+    def seconds_until_free(self) -> float:
+        """When all that has been admitted should be done, on whatever device it waits."""
+        now = time.monotonic()
+        schedulers = self.models.devices.schedulers
+        return max((scheduler.seconds_until_free(now) for scheduler in schedulers), default=0.0)
 
     def check_room(self, model: LoadedModel, kind: GraphKind, deadline: float) -> None:
         """Refuse before the body is read what would be refused after; raises as `run_images`."""
@@ -346,7 +368,8 @@ async def while_client_waits(request: Request, deadline: float, work: Coroutine[
         if gone.done():
             serving_of(request).metrics.cancelled()
             raise ClientDisconnect
-        raise DeadlineExceeded("The request's deadline has passed.")
+        wait_s = serving_of(request).seconds_until_free()
+        raise DeadlineExceeded("The request's deadline has passed.", wait_s)
     finally:
         task.cancel()
         gone.cancel()

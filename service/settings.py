@@ -93,7 +93,10 @@ class Settings(BaseSettings):
         30_000, ge=1, le=3_600_000, description="how long a request may take; a client can only shorten it"
     )
     drain_timeout: float = Field(
-        8, ge=0, le=3600, description="seconds after SIGTERM within which accepted requests finish and the server ends"
+        8,
+        ge=0,
+        le=3600,
+        description="seconds after SIGTERM within which accepted requests finish and the server ends",
     )
     threads: int = Field(
         0,

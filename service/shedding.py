@@ -55,6 +55,8 @@ class Shedding:
 
     def _check_room(self, scope: Scope) -> None:
         path, query = scope["path"], scope["query_string"]
+        if self._serving.settings.cache_bytes and path in ROUTES:
+            return  # its answer may be known; for what is not, there is the same question after the body
         if (route := ROUTES.get(path)) is not None:
             named = MODEL.search(query)
             name = named[1].decode() if named else None

@@ -28,7 +28,8 @@ def make_tracer(settings: Settings) -> Tracer | None:
     except ValueError:
         valid = False
     if not valid:
-        raise SettingsError(f"--otlp-endpoint {endpoint}: not an address; such as http://127.0.0.1:4318")
+        # Without what was given, in which there may be a password.
+        raise SettingsError("--otlp-endpoint: that is not an address, such as http://127.0.0.1:4318")
     try:
         from service.spans import Tracer
     except ModuleNotFoundError as error:

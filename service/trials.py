@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.manifest import Manifest
 from service.engines import ENGINE_NAMES, installed_version
-from service.engines.machine import auto_threads, cpu_features, cpu_name, gpu_name, num_cores
+from service.engines.machine import cpu_features, cpu_name, gpu_name, num_cores
 from service.schemas import EngineTrial
 from service.settings import Settings
 
@@ -52,7 +52,7 @@ class _File(BaseModel):
     entries: tuple[_Entry, ...] = ()
 
 
-def trials_key(manifest: Manifest, settings: Settings, candidates: Sequence[str]) -> Key:
+def trials_key(manifest: Manifest, settings: Settings, threads: int, candidates: Sequence[str]) -> Key:
     return Key(
         cpu=cpu_name(),
         cpu_features=cpu_features(),
@@ -62,7 +62,7 @@ def trials_key(manifest: Manifest, settings: Settings, candidates: Sequence[str]
         engines={name: installed_version(name) for name in ENGINE_NAMES},
         artifact=(manifest.name, manifest.version, *(graph.sha256 for graph in manifest.graphs)),
         max_batch_size=settings.max_batch_size,
-        threads=settings.threads or auto_threads(settings.workers),
+        threads=threads,
         instances=settings.instances,
         candidates=tuple(candidates),
     )

@@ -20,6 +20,7 @@ from service import allocator, logs
 from service.app import create_app
 from service.entrance import Counts, Entrance
 from service.fleet import Fleet, line
+from service.metrics import count_as
 from service.running import SHORTEST_END_S, Server, describe_models
 from service.serving import Serving
 from service.settings import Settings, SettingsError
@@ -47,6 +48,7 @@ def work(
     allocator.give_back()
     Thread(target=_end_with_the_supervisor, args=(settings.drain_timeout,), daemon=True).start()
     fleet = Fleet(connection, changes)
+    count_as(number + 1)
 
     def when_loaded(serving: Serving) -> None:
         if serving.failure:

@@ -71,6 +71,7 @@ class Worker:
         self.ready_at: float | None = None
         self.models = ""
         self.idle = False
+        self.has_ended = False
         self.failure: Exception | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._unsaid = b""
@@ -102,7 +103,9 @@ class Worker:
             self._writer.write(line(kind, **members))
 
     async def make(self, action: str, name: str, asked: int | None) -> str | None:
-        """Why it cannot make this change, None where it has; raises ConnectionError if it ends meanwhile."""
+        """Why it cannot make this change, None where it has; raises ConnectionError once it has ended."""
+        if self.has_ended:
+            raise ConnectionError(f"{self} has ended")
         number = max(self._changes, default=0) + 1
         made: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._changes[number] = made
@@ -113,6 +116,7 @@ class Worker:
         self._changes.pop(number).set_result(why)
 
     def ended(self) -> None:
+        self.has_ended = True
         if self._writer is not None:
             self._writer.close()
         for made in self._changes.values():
@@ -234,7 +238,7 @@ class Supervisor:
         self._workers.remove(worker)
         worker.ended()
         self._counts[worker.number - 1] = CLOSED
-        mark_process_dead(worker.process.pid, self._directory)  # type: ignore[no-untyped-call]
+        mark_process_dead(worker.number, self._directory)  # type: ignore[no-untyped-call]
         if not self._stopping and not self._was_ready:
             self.failure = worker.failure or LoadError(f"while it was loading, {worker.why_it_ended}")
             self._stop()

@@ -38,6 +38,7 @@ class LiveServer:
         self.log: list[str] = []
         self.url = ""
         self._ready = threading.Event()  # or ended
+        self._said = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -48,6 +49,15 @@ class LiveServer:
     def wait_until_ready(self) -> None:
         assert self._ready.wait(READY_S), "the server does not become ready"
         assert self.url, "".join(self.log)
+
+    def num_said(self, words: str) -> int:
+        """The number of lines in which they are."""
+        return sum(words in line for line in self.log)
+
+    def wait_until_said(self, words: str, times: int = 1) -> None:
+        """Until so many lines have had them."""
+        with self._said:
+            assert self._said.wait_for(lambda: self.num_said(words) >= times, READY_S), "".join(self.log)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """The exit code after that signal."""
@@ -67,7 +77,9 @@ class LiveServer:
         assert self.process.stderr is not None
         with self.process.stderr:
             for line in self.process.stderr:
-                self.log.append(line)
+                with self._said:
+                    self.log.append(line)
+                    self._said.notify_all()
                 if ready := re.search(r'Ready: .* at (http://[^\s"]+)', line):
                     self.url = ready[1]
                     self._ready.set()

@@ -74,15 +74,15 @@ class Load:
 
 
 @contextmanager
-def under_load(server: LiveServer) -> Iterator[Load]:
+def under_load(server: LiveServer, num_kept: int = NUM_KEPT, num_new: int = NUM_NEW) -> Iterator[Load]:
     """Clients that ask until the server is gone, which the block must bring about."""
     load = Load(server)
-    with ThreadPoolExecutor(NUM_KEPT + NUM_NEW) as clients:
+    with ThreadPoolExecutor(num_kept + num_new) as clients:
         loops = [
-            clients.submit(load.ask_on, number % len(IMAGES), number < NUM_KEPT)
-            for number in range(NUM_KEPT + NUM_NEW)
+            clients.submit(load.ask_on, number % len(IMAGES), number < num_kept)
+            for number in range(num_kept + num_new)
         ]
-        load.wait_for(3 * (NUM_KEPT + NUM_NEW))
+        load.wait_for(3 * (num_kept + num_new))
         try:
             yield load
         finally:

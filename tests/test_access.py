@@ -162,12 +162,27 @@ def test_what_is_not_listed_is_closed(guarded: FastAPI, path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/models/a/b/load", "/models/../x/unload", "/v2/repository/models/a/versions/1/load", "/models/a//load"],
+    [
+        "/models/a/b/load",
+        "/models/../x/unload",
+        "/v2/repository/models/a/versions/1/load",
+        "/models/a//load",
+        "/models/m/unload\n",  # which the routes' own expressions would match
+        "/v2/repository/models/m/load\n",
+        "/models/m\nm/load",
+    ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "GET"])
 def test_whatever_looks_like_loading_needs_an_admin(guarded: FastAPI, method: str, path: str) -> None:
     assert answer_of(guarded, method, path, API_KEY) == 403
     assert answer_of(guarded, method, path, ADMIN_KEY) == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/health/live\n", "/models/m\n", "/models\n", "/models/\0", "/v2/models/\x7f"]
+)
+def test_a_path_with_a_control_character_is_none(guarded: FastAPI, path: str) -> None:
+    assert answer_of(guarded, "GET", path, API_KEY) == 404
 
 
 def test_without_api_keys_only_loading_is_closed() -> None:

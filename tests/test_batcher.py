@@ -462,3 +462,68 @@ def test_a_batch_that_is_given_up_fails_and_its_late_answer_is_nobodys(engine: D
     assert notes.failed == [1]
     assert notes.done == [(1, 1, 1)]
     assert notes.waiting[-1] == 0
+
+
+def test_no_probe_is_taken_while_paused(engine: Doubler, batcher: Batcher) -> None:
+    batcher.pause()
+    with pytest.raises(Paused):
+        batcher.probe(row(1))
+
+
+def test_the_gauge_knows_of_probes_that_are_dropped(engine: Doubler) -> None:
+    notes = Notes()
+    batcher = make(engine, observer=notes)
+    held = hold(engine, batcher)
+    batcher.probe(row(1))
+    batcher.pause()
+    assert notes.waiting[-1] == 0
+    engine.go_on.set()
+    assert value_of(held) == 200
+    batcher.close()
+
+
+def test_no_more_batches_run_than_there_are_instances() -> None:
+    """Three slots, two instances: the third batch waits here, where its time counts as queueing."""
+    engine, scheduler = Doubler(), Scheduler("test", 3)
+    batcher = Batcher([Runner(engine.run, {1: 1.0}, 2)], scheduler, max_wait_ms=0, queue_capacity=8)
+    engine.go_on.clear()
+    futures = batcher.submit([row(1), row(2), row(3)])
+    with scheduler.changed:
+        assert scheduler.changed.wait_for(lambda: len(engine.batches) == 2, 60)
+    assert batcher.num_waiting == 1
+    engine.go_on.set()
+    assert [value_of(future) for future in futures] == [2, 4, 6]
+    batcher.close()
+    scheduler.close()
+
+
+def test_what_runs_of_another_graph_counts_for_the_deadline(engine: Doubler) -> None:
+    scheduler = Scheduler("test", 1)
+    mine, other = (
+        Batcher([Runner(engine.run, {1: ms})], scheduler, max_wait_ms=0, queue_capacity=8)
+        for ms in (1.0, 100_000.0)
+    )
+    held = hold(engine, other)
+    with pytest.raises(DeadlineMissed):
+        mine.submit([row(1)], deadline=time.monotonic() + 60)
+    [late] = mine.submit([row(1)], deadline=time.monotonic() + 200)
+    engine.go_on.set()
+    assert [value_of(held), value_of(late)] == [200, 2]
+    for batcher in (mine, other):
+        batcher.close()
+    scheduler.close()
+
+
+def test_an_observer_that_fails_loses_no_answer_and_no_slot(
+    engine: Doubler, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Notes):
+        def batch_done(
+            self, num_entries: int, padded_size: int, queue_s: Sequence[float], inference_s: float
+        ) -> None:
+            raise OSError("disk full")
+
+    batcher = make(engine, observer=Broken())
+    assert [value_of(batcher.submit([row(value)])[0]) for value in (1, 2)] == [2, 4]
+    batcher.close()
+    assert "disk full" in caplog.text

@@ -268,6 +268,26 @@ def image(seed: int) -> bytes:
     return encode(photograph(96, 80, seed), "JPEG")
 
 
+def test_cleared_it_forgets_and_keeps_nothing_that_was_begun_before() -> None:
+    """An engine turned out wrong: what it has answered, and what it may be answering now."""
+
+    async def scenario() -> None:
+        kitchen = Kitchen()
+        assert await kitchen.get(A) == ("1", False)
+        kitchen.go_on.clear()
+        begun = asyncio.create_task(kitchen.get(B))
+        while kitchen.begun < 2:
+            await asyncio.sleep(0)
+        kitchen.cache.clear()
+        kitchen.go_on.set()
+        assert await begun == ("2", False)
+        assert await kitchen.get(A) == ("3", False)
+        assert await kitchen.get(B) == ("4", False)
+        assert await kitchen.get(B) == ("4", True)
+
+    asyncio.run(scenario())
+
+
 def is_hit(answer: httpx.Response) -> bool:
     assert answer.status_code == 200, answer.text
     assert answer.headers.get("cache-status") in (None, "residuum; hit")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.live import LiveServer
+from tests.live import ROOT, LiveServer
 from tests.load import IMAGES, answer_on, begin_a_request, head, under_load, wait_until_draining
 
 FLAGS: dict[str, object] = {"device": "cpu", "threads": 1, "max_batch_size": 4, "access_log": False}
+PAGE = "https://page.example"
 
 
 @pytest.fixture
 def server() -> Iterator[LiveServer]:
     """To be ended by the test."""
-    running = LiveServer(**FLAGS, drain_timeout=60)
+    running = LiveServer(**FLAGS, drain_timeout=60, cors_origin=PAGE)
     try:
         running.wait_until_ready()
         yield running
@@ -55,9 +60,11 @@ def test_while_a_request_is_finished_new_ones_are_refused_and_health_is_told(ser
             ("GET", "/models", 503),
             ("GET", "/health/ready", 503),
             ("GET", "/health/live", 200),
+            ("OPTIONS", "/classify", 200),  # what a browser asks first
         ):
             anew = HTTPConnection("127.0.0.1", server.port, timeout=60)
-            anew.request(method, path, data if method == "POST" else None)
+            asking = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+            anew.request(method, path, data if method == "POST" else None, asking)
             answers.append((anew.getresponse(), status))
         for answer, status in answers:
             assert (answer.status, answer.headers["Connection"]) == (status, "close")
@@ -124,6 +131,53 @@ def test_a_request_that_outlives_the_timeout_is_answered_too(workers: int) -> No
     assert b"not_ready" in answer
     assert b"\r\nconnection: close\r\n" in answer.lower()
     assert not [line for line in server.log if "Traceback" in line]
+
+
+# Drains one server after another, by signals that come while the same thread counts.
+SIGNALS = """
+import asyncio, os, queue, signal, socket, sys
+from types import SimpleNamespace
+from service.draining import Accepted
+from service.metrics import Metrics
+from service.running import Server
+from service.settings import Settings
+
+NUM_SIGNALS = 200
+sys.setswitchinterval(1e-6)  # else a signal comes only when this thread waits
+metrics, drained, handled = Metrics(), [], queue.SimpleQueue()
+
+def drain():
+    metrics.state("draining")
+    drained.append(True)
+
+def tell(number, frame):
+    servers.pop().handle_exit(number, frame)
+    handled.put(None)
+
+def kill():
+    for _ in range(NUM_SIGNALS):
+        os.kill(os.getpid(), signal.SIGTERM)
+        handled.get()
+
+async def main():
+    killing = asyncio.create_task(asyncio.to_thread(kill))
+    while not killing.done() or len(drained) < NUM_SIGNALS:
+        for number in range(100):
+            metrics.decoding(number)
+        await asyncio.sleep(0)
+
+app = SimpleNamespace(state=SimpleNamespace(serving=SimpleNamespace(drain=drain), accepted=Accepted()))
+with socket.socket() as listener:
+    servers = [Server(app, Settings(drain_timeout=600), listener) for _ in range(NUM_SIGNALS)]
+    signal.signal(signal.SIGTERM, tell)
+    asyncio.run(main())
+"""
+
+
+def test_a_signal_may_come_while_something_is_counted(tmp_path: Path) -> None:
+    """What counts holds a lock meanwhile, with several workers one for all metrics."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", SIGNALS], cwd=ROOT, env=environment, timeout=60, check=True)
 
 
 def test_a_second_signal_ends_it_at_once(server: LiveServer) -> None:

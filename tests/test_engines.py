@@ -201,7 +201,9 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engines.machine.num_cores", lambda: 6)
     assert [auto_threads(workers) for workers in (1, 2, 4, 6, 9)] == [6, 3, 1, 1, 1]
     monkeypatch.setattr("service.engines.machine.num_cores", lambda: 64)
-    assert [auto_threads(workers) for workers in (1, 2, 8)] == [16, 16, 8]
+    assert [auto_threads(workers) for workers in (1, 2, 8)] == [64, 32, 8]
+    assert [EngineOptions(instances=count).threads_each for count in (1, 4, 16)] == [16, 16, 4]
+    assert EngineOptions(threads=32).threads_each == 32
 
 
 @pytest.mark.skipif(num_gpus() > 0, reason="this machine has a GPU")

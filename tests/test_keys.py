@@ -124,7 +124,7 @@ def spoil(file: Path, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
         file.write_bytes(content[harm])
 
 
-@pytest.mark.parametrize("key", ["two words", "schlüssel", "", "tab\tkey", "line\n"])
+@pytest.mark.parametrize("key", ["two words", "schlüssel", "schl\udcfcssel", "", "tab\tkey", "line\n"])
 def test_a_key_that_no_header_can_hold(key: str) -> None:
     with pytest.raises(SettingsError, match=r"^--api-key: number 2 is no key") as refused:
         Keys(Settings(api_key=("good", key)))

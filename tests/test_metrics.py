@@ -287,7 +287,8 @@ def test_no_accept_breaks_a_scrape(server: LiveServer, accept: bytes) -> None:
 
 WORKER = """
 import json, sys
-from service.metrics import Metrics
+from service.metrics import Metrics, count_as
+count_as(int(sys.argv[1]))
 metrics = Metrics()
 meters = {}
 for line in sys.stdin:
@@ -307,9 +308,10 @@ for line in sys.stdin:
 class Worker:
     """A process with metrics of its own that does what it is told."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, number: int, directory: Path) -> None:
+        self.number = number
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WORKER],
+            [sys.executable, "-W", "error", "-c", WORKER, str(number)],
             cwd=ROOT,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
             stdin=subprocess.PIPE,
@@ -332,7 +334,7 @@ class Worker:
 
 @pytest.fixture
 def workers(tmp_path: Path) -> Iterator[list[Worker]]:
-    started = [Worker(tmp_path) for _ in range(3)]
+    started = [Worker(number, tmp_path) for number in (1, 2, 3)]
     yield started
     for worker in started:
         worker.end()
@@ -364,7 +366,7 @@ def test_any_worker_answers_the_sum_of_all(workers: list[Worker], tmp_path: Path
     assert value(text, INFO, **labels, **info_labels) == 3
 
     third.end()  # with images in its queue
-    mark_process_dead(third.process.pid, str(tmp_path))
+    mark_process_dead(third.number, str(tmp_path))
     text = first.tell("scrape")
     assert value(text, "residuum_request_seconds_count", route="/classify", model="a", status="200") == 3
     assert value(text, "residuum_refused_total", code="overloaded") == 1
@@ -379,6 +381,49 @@ def test_any_worker_answers_the_sum_of_all(workers: list[Worker], tmp_path: Path
     first.tell("queue_changed", 0)
     second.tell("queue_changed", 0)
     assert value(second.tell("scrape"), "residuum_queue_entries", **labels) == 0
+
+
+def test_a_worker_goes_on_where_the_one_before_has_ended(workers: list[Worker], tmp_path: Path) -> None:
+    """Else the directory would grow, and every scrape take longer, with each that dies."""
+    first, second, third = workers
+    request = {"route": "/classify", "model": "a", "status": "200"}
+    for worker in workers:
+        worker.tell("request", "/classify", "a", 200, 0.125)
+        worker.tell("refused", "overloaded")
+        worker.tell("state", "ready")
+    files = sorted(tmp_path.iterdir())
+    for number in range(3):
+        third.end()
+        mark_process_dead(third.number, str(tmp_path))
+        assert value(first.tell("scrape"), "residuum_ready") == 2
+        third = workers[2] = Worker(third.number, tmp_path)
+        third.tell("request", "/classify", "a", 200, 0.125)
+        third.tell("refused", "overloaded")
+        third.tell("state", "ready")
+        text = second.tell("scrape")
+        assert value(text, "residuum_request_seconds_count", **request) == 4 + number
+        assert value(text, "residuum_request_seconds_bucket", le="0.15", **request) == 4 + number
+        assert value(text, "residuum_request_seconds_sum", **request) == (4 + number) * 0.125
+        assert value(text, "residuum_refused_total", code="overloaded") == 4 + number
+        assert value(text, "residuum_ready") == 3
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_directory_of_another_servers_workers_is_left_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "residuum", "serve", "--model", "nix", "--artifacts", str(tmp_path)]
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--port", "0"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "nix" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_with_workers_answers_the_sum_whichever_is_asked() -> None:

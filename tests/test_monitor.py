@@ -117,8 +117,8 @@ def test_an_engine_that_answers_wrong_is_found_and_built_anew(
             await server.until_state("unhealthy")
             answer = await server.client.get("/health/ready")
             assert code_of(answer) == "not_ready"
-            assert "resnet20 classify: " in answer.json()["detail"]
-            assert "golden logits differ by 1" in answer.json()["detail"]
+            # Which graph, and not what an engine may have said: that is in the log, for anybody may ask here.
+            assert answer.json()["detail"] == "The server is unhealthy: resnet20 classify."
             assert (await server.client.get("/v2/health/ready")).status_code == 503
             assert (await server.client.get("/health/live")).status_code == 200
             assert await server.count("residuum_ready") == 0

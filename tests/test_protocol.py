@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
-from service.protocol import MAX_HEAD_BYTES
+from service.protocol import MAX_HEAD_BYTES, MAX_PIPELINED
 from tests.images import encode, photograph
 from tests.live import LiveServer, live_server
 
@@ -26,6 +26,7 @@ KEY = b"X-API-Key: key\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
 CLOSE = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 IMAGE = encode(photograph(64, 64), "JPEG")
+BULK = b"x" * (2 * MAX_HEAD_BYTES)
 POST = b"POST /classify HTTP/1.1\r\nHost: a\r\n" + KEY
 
 
@@ -317,7 +318,37 @@ def test_an_upgrade_in_pieces(connection: socket.socket, size: int) -> None:
     assert status(rest(connection)) == 200
 
 
+def test_many_requests_that_ask_for_an_upgrade(server: LiveServer) -> None:
+    """Each is parsed once more, after the one before it."""
+    one = b"GET /health/live HTTP/1.1\r\nConnection:upgrade\r\nUpgrade:a\r\n\r\n"
+    assert set(statuses(talk(server, one * (2**18 // len(one))))) == {200}
+
+
+def test_so_many_may_wait_for_the_answer_to_the_one_before(server: LiveServer) -> None:
+    assert statuses(talk(server, LIVE * MAX_PIPELINED + CLOSE)) == [200] * (MAX_PIPELINED + 1)
+
+
+def test_more_are_not_waited_for(server: LiveServer) -> None:
+    """Those that came before the first one too many are answered, and the connection closes."""
+    answers = statuses(talk(server, LIVE * 200 + CLOSE))
+    assert set(answers) == {200}
+    assert MAX_PIPELINED < len(answers) < 200
+
+
 # Bodies
+
+
+@pytest.mark.parametrize("pause_after", [b"\r\n", b"", b"x"], ids=["head", "data", "begun"])
+def test_large_chunks_with_pauses(connection: socket.socket, pause_after: bytes) -> None:
+    """A chunk's head may be the last that comes for a while; then what follows is no long head."""
+    chunk = b"%x\r\n%b\r\n" % (len(BULK), BULK)
+    cut = {b"\r\n": chunk.index(b"\r\n") + 2, b"": len(chunk), b"x": chunk.index(b"\r\n") + 3}[pause_after]
+    pieces = [chunk[:cut], *[chunk[cut:] + chunk[:cut]] * 3, chunk[cut:] + b"0\r\n\r\n"]
+    connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    for piece in pieces:
+        connection.sendall(piece)
+        httpx.get(f"http://127.0.0.1:{connection.getpeername()[1]}/health/live")  # the piece has come by now
+    assert status(one_answer(connection)) == 422  # it is no image
 
 
 @pytest.mark.parametrize(

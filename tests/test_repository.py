@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.manifest import read_manifest, sha256_of
+from models.manifest import ManifestError, read_manifest, sha256_of
 from service.engines import Engine
 from service.engines.onnxruntime import OnnxRuntimeEngine
 from service.errors import LoadRefused, NotReady, UnknownModel
@@ -80,7 +80,7 @@ def test_engines_are_closed_after_their_batchers(artifact: Path, settings: Setti
     model = load_model(artifact, settings)
     model.close()
     for graph in model.graphs.values():
-        assert not any(hasattr(engine, "_session") for engine in graph.engines)
+        assert not any(hasattr(engine, "_instances") for engine in graph.engines)
 
 
 def test_what_was_opened_is_closed_where_a_later_graph_fails(
@@ -235,6 +235,8 @@ def test_the_end_closes_what_is_leased_too(
         repository.remove("resnet20")
         repository.close(60)
         assert closed.qsize() == len(engines_of(model))
+    for thread in repository._closing:
+        thread.join(60)
     assert closed.qsize() == len(engines_of(model))  # and once only
 
 
@@ -268,6 +270,56 @@ def test_an_artifact_that_was_changed_is_no_longer_current(copy: Path, settings:
 
 
 # Damage
+
+
+def test_a_model_has_one_directory(artifact: Path, copy: Path, settings: Settings) -> None:
+    """Or two of them would take turns under --watch; but one that is gone is no obstacle."""
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    other = copy.with_name("other")
+    shutil.copytree(copy, other)
+    with pytest.raises(LoadRefused, match=r"'resnet20' is loaded from .*copy"):
+        repository.load(other)
+    shutil.rmtree(copy)
+    model = repository.load(other)
+    repository.put(model)
+    assert repository.get("resnet20").directory == other
+    repository.close()
+
+
+def test_a_directory_that_is_gone_hides_none_that_is_there(copy: Path, settings: Settings) -> None:
+    wanted = settings.model_copy(update={"model": ("copy",), "artifacts": copy.parent})
+    repository = Repository(wanted)
+    repository.remove("resnet20")
+    moved = copy.rename(copy.with_name("moved"))
+    assert repository.locate("resnet20") == moved
+    repository.close()
+
+
+def name_with_nul(directory: Path) -> None:
+    change_manifest(directory, lambda manifest: manifest.update(golden_image="a\0b"))
+
+
+def loop_of_links(directory: Path) -> None:
+    (directory / "loop").symlink_to(directory / "loop")
+    change_manifest(directory, lambda manifest: manifest.update(golden_image="loop/golden.png"))
+
+
+def endless_name(directory: Path) -> None:
+    change_manifest(directory, lambda manifest: manifest.update(golden_image="x" * 5000))
+
+
+@pytest.mark.parametrize("spoil", [name_with_nul, loop_of_links, endless_name])
+def test_an_odd_artifact_among_the_others_is_no_obstacle(
+    artifact: Path, copy: Path, settings: Settings, spoil: Callable[[Path], None]
+) -> None:
+    spoil(copy)
+    with pytest.raises(ManifestError):
+        read_manifest(copy, verify=False)
+    wanted = settings.model_copy(update={"model": (str(artifact),), "artifacts": copy.parent})
+    repository = Repository(wanted)
+    assert "resnet20" in repository.known()
+    assert not repository.is_current(copy)
+    repository.close()
 
 
 def flip_a_byte(directory: Path) -> None:

@@ -155,10 +155,27 @@ def test_a_hung_job_is_given_up_and_its_slots_are_used_by_others(make: Make, not
     other.gate.set()
     other.put()
     wait_for(scheduler, notes, 2)
+    threads = list(scheduler._threads)
     hung.gate.set()
     other.put()
     wait_for(scheduler, notes, 3)
     assert notes == ["hung", "other", "other"]
+    scheduler.close(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert scheduler._free == 1  # what came back late had nothing to give back
+
+
+def test_a_job_that_raises_gives_its_slots_back(
+    make: Make, notes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = make(1)
+    broken = Jobs(scheduler, notes, "broken")
+    broken.gate.wait = lambda timeout: False  # type: ignore[method-assign, assignment]
+    broken.put(2)
+    wait_for(scheduler, notes, 2)
+    scheduler.close(60)
+    assert scheduler._free == 1
+    assert "A job of test failed" in caplog.text
 
 
 def test_close_does_not_wait_for_what_hangs(make: Make, notes: list[str]) -> None:

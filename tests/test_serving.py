@@ -27,7 +27,7 @@ from service.settings import Settings
 
 def request_with(receive: Callable[[], Awaitable[Message]]) -> Request:
     app = FastAPI()
-    app.state.serving = SimpleNamespace(metrics=Metrics())
+    app.state.serving = SimpleNamespace(metrics=Metrics(), seconds_until_free=lambda: 7.0)
     return Request({"type": "http", "method": "POST", "path": "/", "headers": [], "app": app}, receive)
 
 

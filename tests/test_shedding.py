@@ -13,6 +13,7 @@ from starlette.types import Message, Scope
 
 from service.errors import Overloaded, UnknownModel
 from service.serving import Serving
+from service.settings import Settings
 from service.shedding import Shedding
 
 
@@ -21,6 +22,7 @@ class FullOf:
 
     def __init__(self, full: tuple[str, str]) -> None:
         self.models = self
+        self.settings = Settings()
         self.asked: list[tuple[str, str, float]] = []
         self._full = full
 
@@ -106,3 +108,11 @@ def test_the_clients_deadline_counts() -> None:
         ("default", "classify", 30),
         ("default", "classify", 30),
     ]
+
+
+def test_with_a_cache_the_answer_may_be_known() -> None:
+    server = FullOf(("default", "classify"))
+    server.settings = Settings(cache_bytes=1)
+    assert ask(server, "/classify")[0] == 200
+    server.settings = Settings()
+    assert ask(server, "/classify")[0] == 503

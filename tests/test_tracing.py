@@ -168,8 +168,18 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["127.0.0.1:4318", "localhost", "grpc://a:4317", "http://", "http://a:port", "http://[::1", ""],
+    [
+        "127.0.0.1:4318",
+        "localhost",
+        "grpc://a:4317",
+        "http://",
+        "http://a:port",
+        "http://[::1",
+        "a:secret@b:4318",
+        "",
+    ],
 )
 def test_an_endpoint_that_is_none(endpoint: str) -> None:
-    with pytest.raises(SettingsError, match="--otlp-endpoint"):
+    with pytest.raises(SettingsError, match="--otlp-endpoint") as refused:
         make_tracer(Settings(otlp_endpoint=endpoint))
+    assert "secret" not in str(refused.value)

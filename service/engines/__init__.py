@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from numpy.typing import NDArray
 
 from models.manifest import Precision
-from service.engines.machine import auto_threads, num_gpus
+from service.engines.machine import MAX_AUTO_THREADS, auto_threads, num_gpus
 
 EngineName = Literal["onnxruntime", "openvino", "torch"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
@@ -51,7 +51,8 @@ class EngineOptions:
     @property
     def threads_each(self) -> int:
         """CPU threads of one instance: an equal share, and at least one."""
-        return max(1, (self.threads or auto_threads()) // self.instances)
+        threads = self.threads or min(auto_threads(), self.instances * MAX_AUTO_THREADS)
+        return max(1, threads // self.instances)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-MAX_AUTO_THREADS = 16  # a ResNet's layers are too small to feed more
+MAX_AUTO_THREADS = 16  # of one instance: a ResNet's layers are too small to feed more
 # Features that decide which arithmetic is fast, or right, as Linux spells them.
 ARITHMETIC = (
     "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16",
@@ -30,8 +30,8 @@ def num_cores() -> int:
 
 
 def auto_threads(workers: int = 1) -> int:
-    """As many threads as one of so many processes has cores to itself, but no more than pay."""
-    return max(1, min(num_cores() // workers, MAX_AUTO_THREADS))
+    """As many threads as one of so many processes has cores to itself."""
+    return max(1, num_cores() // workers)
 
 
 def cpu_name() -> str:

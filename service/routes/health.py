@@ -21,6 +21,7 @@ async def ready(request: Request) -> Status:
     """Ready: the models are loaded and warmed, their golden checks pass, and it is not draining."""
     serving = serving_of(request)
     if serving.state != "ready":
-        why = "; ".join(f"{graph}: {reason}" for graph, reason in serving.broken.items())
-        raise NotReady(f"The server is {serving.state}{': ' + why if why else ''}.")
+        # Only which graphs: anybody may ask, and the reason, in the log, may be an engine's own words.
+        broken = ": " + ", ".join(serving.broken) if serving.broken else ""
+        raise NotReady(f"The server is {serving.state}{broken}.")
     return Status(status="ready")

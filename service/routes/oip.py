@@ -97,7 +97,7 @@ async def oip_model(request: Request, name: str) -> dict[str, Any]:
 @router.get("/models/{name}/ready", summary="Is a model served?", responses=MODEL_ERRORS)
 async def oip_model_ready(request: Request, name: str) -> dict[str, Any]:
     with _leased(request, name) as model:
-        _check_ready(serving_of(request))
+        _check_ready(serving_of(request), model)
         return {"name": model.name, "ready": True}
 
 
@@ -237,7 +237,11 @@ def _leased(request: Request, name: str) -> Iterator[LoadedModel]:
         yield model
 
 
-def _check_ready(serving: Serving) -> None:
+def _check_ready(serving: Serving, model: LoadedModel | None = None) -> None:
+    """Of the server, or of one model: another one's broken engine is not its own."""
+    broken = model is None or any(graph.startswith(f"{model.name} ") for graph in serving.broken)
+    if serving.state == "unhealthy" and not broken:
+        return
     if serving.state != "ready":
         raise NotReady(f"The server is {serving.state}.")
 
