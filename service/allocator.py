@@ -30,4 +30,4 @@ def give_back() -> bool:
     except AttributeError:
         return False
     settings = {M_MMAP_THRESHOLD: MMAP_BYTES, M_TRIM_THRESHOLD: TRIM_BYTES, M_ARENA_MAX: NUM_ARENAS}
-    return all([mallopt(parameter, value) for parameter, value in settings.items()])
+    return all(mallopt(parameter, value) for parameter, value in settings.items())
