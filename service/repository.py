@@ -176,7 +176,11 @@ class Repository:
     def known(self) -> dict[str, Path]:
         """Names and directories of all that is loaded, was loaded, or lies among the artifacts."""
         known = dict(self._directories)  # which the event loop may change meanwhile
-        loaded = {name: path for name, path in known.items() if (path / MANIFEST_FILE).is_file()}
+        loaded = {
+            name: path
+            for name, path in known.items()
+            if name in self._models or (path / MANIFEST_FILE).is_file()
+        }
         others = [path for path in artifacts_in(self._settings.artifacts) if path not in loaded.values()]
         names = ((_manifest_name(path), path) for path in others)
         return {name: path for name, path in names if name is not None} | loaded
