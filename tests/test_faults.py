@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.manifest import Precision, read_manifest
-from models.preprocess import preprocess
+from models.manifest import Precision
 from service import loading
 from service.engines import Engine, EngineError, EngineInfo, EngineName, EngineOptions, open_engine
 from service.running import serve
@@ -28,6 +27,7 @@ from service.settings import load_settings
 from tests.images import encode, photograph
 from tests.live import ROOT, SERVE, LiveServer, live_server
 from tests.test_metrics import read, value
+from tests.workshop import expected_logits
 
 FLAGS: dict[str, object] = {"device": "cpu", "threads": 1, "max_batch_size": 4, "access_log": False}
 NUM_IMAGES = 48
@@ -40,12 +40,7 @@ Outputs = dict[str, NDArray[Any]]
 @pytest.fixture(scope="module")
 def expected(artifact: Path) -> NDArray[Any]:
     """The logits of each of IMAGES, [N, K]; no two are alike."""
-    manifest = read_manifest(artifact)
-    graph = manifest.graph("classify")
-    assert graph is not None
-    engine = open_engine("onnxruntime", artifact / graph.file, "fp32", EngineOptions("cpu", threads=1))
-    pixels = np.stack([preprocess(data, manifest.preprocessing).pixels for data in IMAGES])
-    logits_NK = engine.run({"images": pixels})["logits"]
+    logits_NK = expected_logits(artifact, IMAGES)
     apart_NN = np.abs(logits_NK[:, None] - logits_NK).max(axis=2) + np.eye(NUM_IMAGES)
     assert apart_NN.min() > 10 * TOLERANCE
     return logits_NK

@@ -22,12 +22,10 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 
-from models.manifest import read_manifest
 from models.preprocess import preprocess
 from service import decoding
 from service.app import create_app
 from service.batcher import Batcher, Runner
-from service.engines import EngineOptions, open_engine
 from service.loading import LoadedGraph
 from service.protocol import protocol_for
 from service.scheduler import MAX_OVERTAKEN, Scheduler
@@ -35,7 +33,16 @@ from service.serving import Serving
 from service.settings import Settings
 from tests.images import encode, photograph
 from tests.test_metrics import value
-from tests.workshop import Arrays, Breakable, Gate, Outputs, Workshop, engines_from_a_workshop, sticky
+from tests.workshop import (
+    Arrays,
+    Breakable,
+    Gate,
+    Outputs,
+    Workshop,
+    engines_from_a_workshop,
+    expected_logits,
+    sticky,
+)
 
 IMAGES = [encode(photograph(96, 80, seed), "JPEG") for seed in range(24)]
 MAX_BATCH = 4
@@ -139,12 +146,7 @@ def here(_shared: Here) -> Iterator[Here]:
 @pytest.fixture(scope="module")
 def expected(artifact: Path) -> NDArray[Any]:
     """The logits of each of IMAGES, [N, K]."""
-    manifest = read_manifest(artifact)
-    graph = manifest.graph("classify")
-    assert graph is not None
-    engine = open_engine("onnxruntime", artifact / graph.file, "fp32", EngineOptions("cpu", threads=1))
-    pixels = np.stack([preprocess(data, manifest.preprocessing).pixels for data in IMAGES])
-    return engine.run({"images": pixels})["logits"]
+    return expected_logits(artifact, IMAGES)
 
 
 def is_right(result: dict[str, Any], expected: NDArray[Any]) -> bool:

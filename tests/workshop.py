@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.manifest import Precision
+from models.manifest import Precision, read_manifest
+from models.preprocess import preprocess
 from service import loading
 from service.engines import Engine, EngineError, EngineInfo, EngineName, EngineOptions, open_engine
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
 Fault = Callable[["Breakable", Arrays], Outputs]
+
+
+def expected_logits(artifact: Path, images: Sequence[bytes]) -> NDArray[Any]:
+    """What an engine says of each image, one batch and no server, [N, K]."""
+    manifest = read_manifest(artifact)
+    graph = manifest.graph("classify")
+    assert graph is not None
+    engine = open_engine("onnxruntime", artifact / graph.file, "fp32", EngineOptions("cpu", threads=1))
+    pixels_NHWC = np.stack([preprocess(data, manifest.preprocessing).pixels for data in images])
+    return engine.run({"images": pixels_NHWC})["logits"]
 
 
 class Breakable:
