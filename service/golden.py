@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.manifest import Graph, Manifest, ManifestError
 from models.preprocess import ImageError, preprocess
-from service.batcher import Row
+from service.batch_types import Row
 
 
 class WrongAnswer(Exception):

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from models.manifest import MANIFEST_FILE, Graph, GraphKind, Manifest, ManifestError, Precision, read_manifest
 from service.batch_sizes import batch_sizes
-from service.batcher import Batcher, Closed, Row, Runner
+from service.batch_types import Closed, Row, Runner
+from service.batcher import Batcher
 from service.engines import Engine, EngineError, EngineInfo, open_engine
 from service.golden import WrongAnswer, check_golden, golden_batch, golden_row
 from service.metrics import GraphMeter, Metrics

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from itertools import chain, repeat
 
-from service.batcher import BatchFailed, Closed, Paused
+from service.batch_types import BatchFailed, Closed, Paused
 from service.golden import WrongAnswer
 from service.loading import LoadedGraph, LoadedModel
 from service.metrics import Metrics

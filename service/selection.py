@@ -19,7 +19,7 @@ from threading import Event
 
 from models.manifest import Graph, GraphKind, Manifest
 from service.batch_sizes import batch_sizes
-from service.batcher import Row
+from service.batch_types import Row
 from service.engines import (
     ENGINE_NAMES,
     Device,

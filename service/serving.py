@@ -24,7 +24,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from models.manifest import GraphKind
 from models.preprocess import Limits, Preprocessed
-from service.batcher import Admission, BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result, Row
+from service.batch_types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result, Row
+from service.batcher import Admission
 from service.cache import AnswerCache
 from service.decoding import DecodePool
 from service.engines.machine import num_cores

@@ -19,7 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from models.manifest import Graph, Manifest
-from service.batcher import Row
+from service.batch_types import Row
 from service.engines import Device, EngineError, EngineName, EngineOptions, installed_version, open_engine
 from service.golden import WrongAnswer, check_golden, golden_batch
 from service.schemas import EngineTrial

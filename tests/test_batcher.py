@@ -16,16 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from service.batch_sizes import batch_sizes
-from service.batcher import (
-    Batcher,
-    BatchFailed,
-    Closed,
-    DeadlineMissed,
-    Paused,
-    QueueFull,
-    Result,
-    Runner,
-)
+from service.batch_types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result, Runner
+from service.batcher import Batcher
 from service.scheduler import Scheduler
 
 Arrays = Mapping[str, NDArray[Any]]

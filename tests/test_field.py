@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from models.preprocess import preprocess
 from service import decoding
 from service.app import create_app
-from service.batcher import Batcher, Runner
+from service.batch_types import Runner
+from service.batcher import Batcher
 from service.loading import LoadedGraph
 from service.protocol import protocol_for
 from service.scheduler import MAX_OVERTAKEN, Scheduler

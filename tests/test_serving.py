@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from service.batcher import Batcher, Runner
+from service.batch_types import Runner
+from service.batcher import Batcher
 from service.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded
 from service.loading import LoadedModel
 from service.metrics import Metrics

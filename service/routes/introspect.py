@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from models.manifest import Manifest
 from service import errors
-from service.batcher import Row
+from service.batch_types import Row
 from service.body import read_image
 from service.cache import CACHE_HIT
 from service.errors import InvalidParameter, NotAcceptable, problem_responses

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service import errors
-from service.batcher import Result
+from service.batch_types import Result
 from service.errors import BadImage, InvalidInference, NotFound, NotReady, Problem, UnknownModel
 from service.loading import LoadedModel
 from service.oip import documents
