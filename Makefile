@@ -21,10 +21,10 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types check format train export bench bench-http install install-dev clean
+.PHONY: help serve test lint types check format train export bench bench-http bench-introspection install install-dev clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 serve: install ## serve the embedded model: HOST=127.0.0.1 PORT=8000, ARGS for any other flag
 	$(BIN)/residuum serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -56,6 +56,9 @@ bench: install-dev ## measure engines and HTTP on this machine
 
 bench-http: install-dev ## measure the server beside its peers; needs wrk, makes .venv-peers, takes 6 minutes
 	$(BIN)/python -m benchmarks.http $(ARGS)
+
+bench-introspection: install-dev ## measure introspection beside captum, grad-cam and TorchLens; makes .venv-introspection-peers
+	$(BIN)/python -m benchmarks.introspection $(ARGS)
 
 install: $(VENV)/.installed ## create .venv with what serving needs, and no torch
 

@@ -1,4 +1,5 @@
-"""The command line: `residuum serve | classify | introspect | models | pull | train | export | bench`.
+"""The command line: `residuum serve | classify | introspect | compare | models | pull | train | export |
+bench`.
 
 Each command imports what it needs when it runs, so `residuum serve` never loads torch. An error that the
 user can mend goes to stderr in one line, with exit code 2; `--json` prints for programs.
@@ -7,14 +8,16 @@ user can mend goes to stderr in one line, with exit code 2; `--json` prints for 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
     from export.precisions import PrecisionRequest
     from models.checkpoint import CheckpointMetadata
     from models.manifest import Manifest, Speed
+    from models.preprocess import Preprocessed
     from models.resnet import ResNet
     from models.training.recipe import Recipe
+    from service import introspection_answer, introspection_query
+    from service.introspection import Quantities
     from service.introspection_query import IntrospectQuery
     from service.loading import LoadedModel
     from service.settings import Settings
@@ -31,7 +37,19 @@ if TYPE_CHECKING:
 # What runs a graph, of the server's settings; the other settings are about serving.
 ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads", "engine_cache")
 OUR_PACKAGES = ("models", "export", "service", "benchmarks", __name__)
-BAR_WIDTH = 20
+SPEED_BAR = 20  # columns
+QUERY_FLAGS = (
+    "target",
+    "blocks",
+    "quantities",
+    "maps",
+    "scale",
+    "gates",
+    "lesion",
+    "render",
+    "colormap",
+    "alpha",
+)
 ZOO_ORDERS = {"name": "name", "parameters": "num_parameters", "macs": "num_macs", "pixels": "input_size"}
 
 
@@ -105,6 +123,7 @@ def classify_options(parser: argparse.ArgumentParser) -> None:
 def classify(args: argparse.Namespace) -> int:
     from models.preprocess import ImageError, preprocess
     from service.postprocess import top_predictions
+    from service.terminal import print_predictions
 
     failed = 0
     results = []
@@ -133,87 +152,186 @@ def classify(args: argparse.Namespace) -> int:
 def introspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, GIF, TIFF or BMP")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="write .png, .npz or .json, by its suffix"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write .png (a sheet of the blocks; of one block all maps), .npz, .json or .zip, by its suffix",
     )
-    for name in ("target", "blocks", "quantities", "maps", "scale", "gates", "render", "colormap", "alpha"):
-        parser.add_argument(
-            f"--{name}", help="as the parameter of POST /introspect; see docs/introspection.md"
-        )
+    query_options(parser)
     image_options(parser)
 
 
 def introspect(args: argparse.Namespace) -> int:
-    from models.preprocess import preprocess
-    from service.introspection import measure
-    from service.introspection_answer import Run, answer, to_json, to_npz
+    from models.manifest import read_manifest
+    from service.introspection_forms import Form, shown, written
     from service.introspection_query import resolve
-    from service.rendering import contact_sheet
+    from service.terminal import print_blocks, shown_scalars
 
-    suffix = args.out.suffix.lower() if args.out else ""
-    if args.out and suffix not in (".png", ".npz", ".json"):
-        raise CommandError(f"-o {args.out}: the suffix must be .png, .npz or .json")
-    names = (
-        "target",
-        "blocks",
-        "quantities",
-        "maps",
-        "scale",
-        "gates",
-        "render",
-        "colormap",
-        "alpha",
-        "top_k",
-    )
+    forms: dict[str, Form] = {".png": "png", ".npz": "npz", ".json": "json", ".zip": "zip"}
+    check_suffix(args.out, *forms)
+    form = forms[args.out.suffix.lower()] if args.out else "json"
+    manifest = read_manifest(artifact_of(args)[0])
+    options = resolve(introspect_query(args), manifest)
+    shown(form, options, manifest)  # what it cannot hold fails here and not after all the work
     with closing(open_model(args)) as model:
-        options = resolve(introspect_query(given(args, names)), model.manifest)
-        image = preprocess(read_file(args.image), model.manifest.preprocessing, keep_original=True)
-        if model.introspect is None:
-            raise CommandError(f"{model.name} has no introspect graph: export it again")
-        (future,) = model.introspect.submit([{"images": image.pixels, "gates": options.gates_L}])
-        result = future.result()
-        quantities = measure(
-            model.manifest, *(result.outputs[name] for name in ("logits", "scalars", "maps"))
-        )
-        graph = model.graphs["introspect"]
-        run = Run(graph.precision, graph.engine.name, {"inference": result.inference_ms})
-        document = answer(quantities, model.manifest, options, image, run)
-        if suffix == ".png":
-            write_file(args.out, contact_sheet(quantities, model.manifest, options, image))
-        elif suffix == ".npz":
-            write_file(args.out, to_npz(quantities, model.manifest, options, image, run))
-        elif suffix == ".json":
-            write_file(args.out, to_json(document))
+        seen = look_at(args.image, model, options, shown_scalars(options, manifest))
+    if args.out:
+        write_file(args.out, written(form, seen.quantities, manifest, options, seen.image, seen.run))
     if args.json:
-        print_json(document)
+        print_json(seen.document)
     else:
-        print(f"{args.image} ({image.format}, {image.width} x {image.height})")
-        print_predictions(document["predictions"])
-        print_blocks(document["blocks"])
+        print_seen(args.image, seen)
+        print_blocks(seen.document, seen.shown)
     if args.out:
         print(f"wrote {args.out}", file=sys.stderr)
     return 0
 
 
-def introspect_query(flags: dict[str, Any]) -> IntrospectQuery:
+def compare_options(parser: argparse.ArgumentParser) -> None:
+    formats = "an image: JPEG, PNG, WebP, GIF, TIFF or BMP"
+    parser.add_argument("a", type=Path, metavar="A", help=formats)
+    parser.add_argument("b", type=Path, metavar="B", help="another; A's top class is the target for both")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write .png (the blocks of both side by side, on one scale) or .json, by its suffix",
+    )
+    parser.epilog = "Without --quantities: share, ratio and contribution, as far as they exist."
+    query_options(parser)
+    image_options(parser)
+
+
+def compare(args: argparse.Namespace) -> int:
+    from models.manifest import read_manifest
+    from service.comparison_picture import COMPARED, Subject, compared_maps, comparison_picture
+    from service.introspection import why_absent
+    from service.introspection_answer import to_json
+    from service.introspection_query import Target, resolve
+    from service.terminal import compared_scalars, print_comparison
+
+    check_suffix(args.out, ".png", ".json")
+    drawn = args.out and args.out.suffix.lower() == ".png"
+    manifest = read_manifest(artifact_of(args)[0])
+    if not args.quantities:
+        existing = [name for name in COMPARED if not why_absent(name, manifest)]
+        args.quantities = ",".join(existing or ["residual"])
+    options = resolve(introspect_query(args), manifest)
+    if drawn:
+        compared_maps(options, manifest)  # what it cannot hold fails here and not after all the work
+    with closing(open_model(args)) as model:
+        a = look_at(args.a, model, options, compared_scalars(options))
+        if options.target.index is None:
+            options = replace(options, target=Target("index", a.quantities.target))
+        b = look_at(args.b, model, options, compared_scalars(options))
+    documents = {"a": a.document, "b": b.document}
+    if drawn:
+        pair = (
+            Subject(args.a.name, a.image, a.quantities),
+            Subject(args.b.name, b.image, b.quantities),
+        )
+        write_file(args.out, comparison_picture(pair, manifest, options))
+    elif args.out:
+        write_file(args.out, to_json(documents))
+    if args.json:
+        print_json(documents)
+    else:
+        print("A: ", end="")
+        print_seen(args.a, a)
+        print("B: ", end="")
+        print_seen(args.b, b)
+        print_comparison(a.document, b.document, a.shown, b.shown)
+    if args.out:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return 0
+
+
+def query_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for each parameter of `POST /introspect`, whose text is in service.introspection_query only."""
+    from service.introspection_query import IntrospectQuery
+
+    group = parser.add_argument_group("what is asked", "as the parameters of POST /introspect")
+    for name in QUERY_FLAGS:
+        field = IntrospectQuery.model_fields[name]
+        if field.annotation is bool:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=field.description)
+        else:
+            default = f" (default: {field.default})" if field.default else ""
+            group.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.description}{default}")
+
+
+def introspect_query(args: argparse.Namespace) -> IntrospectQuery:
     from pydantic import ValidationError
 
     from service.introspection_query import IntrospectQuery
 
     try:
-        return IntrospectQuery(**flags)
+        return IntrospectQuery(**given(args, (*QUERY_FLAGS, "top_k")))
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")
         raise CommandError(f"--{name} {first['input']}: {first['msg']}") from error
 
 
-def open_model(args: argparse.Namespace) -> LoadedModel:
-    """The model asked for, verified and ready, one image at a time."""
-    from service.loading import find_artifact, load_model
+class Seen(NamedTuple):
+    """One image, and what its blocks did."""
+
+    image: Preprocessed
+    quantities: Quantities
+    run: introspection_answer.Run
+    document: dict[str, Any]
+    shown: dict[str, list[float]]  # scalars for the table, by name
+
+
+def look_at(
+    path: Path, model: LoadedModel, options: introspection_query.Options, names: Sequence[str]
+) -> Seen:
+    """Introspect an image file, for a table of the scalars `names`."""
+    from models.preprocess import ImageError, preprocess
+    from service.introspecting import introspect as run_introspection
+    from service.introspection_answer import answer
+
+    if model.introspect is None:
+        raise CommandError(f"{model.name} has no introspect graph: export it again")
+    try:
+        image = preprocess(read_file(path), model.manifest.preprocessing, keep_original=True)
+    except ImageError as error:
+        raise CommandError(f"{path}: {error}") from error
+    quantities, run = run_introspection(model, image.pixels, options)
+    document = answer(quantities, model.manifest, options, image, run)
+    scalars, chosen = quantities.scalars, list(options.blocks)
+    shown = {name: scalars[name][chosen].tolist() for name in names if name in scalars}
+    return Seen(image, quantities, run, document, shown)
+
+
+def print_seen(path: Path, seen: Seen) -> None:
+    from service.terminal import print_predictions
+
+    print(f"{path} ({seen.image.format}, {seen.image.width} x {seen.image.height})")
+    print_predictions(seen.document["predictions"])
+
+
+def check_suffix(out: Path | None, *suffixes: str) -> None:
+    if out and out.suffix.lower() not in suffixes:
+        raise CommandError(f"-o {out}: the suffix must be {', '.join(suffixes[:-1])} or {suffixes[-1]}")
+
+
+def artifact_of(args: argparse.Namespace) -> tuple[Path, Settings]:
+    """The directory of the model asked for, and how to run it: one image at a time."""
+    from service.loading import find_artifact
     from service.settings import load_settings
 
     settings = load_settings(**given(args, ENGINE_SETTINGS), max_batch_size=1)
-    return load_model(find_artifact(args.model or settings.model[0], settings.artifacts), settings)
+    return find_artifact(args.model or settings.model[0], settings.artifacts), settings
+
+
+def open_model(args: argparse.Namespace) -> LoadedModel:
+    """The model asked for, verified and ready."""
+    from service.loading import load_model
+
+    return load_model(*artifact_of(args))
 
 
 def check_top_k(args: argparse.Namespace, model: LoadedModel) -> None:
@@ -228,36 +346,6 @@ def about_model(model: LoadedModel) -> dict[str, Any]:
         "precision": model.precision,
         "engine": model.engine.name,
     }
-
-
-def print_predictions(predictions: Sequence[dict[str, Any]]) -> None:
-    table = new_table("", ">%", "label", "wnid")
-    for row in predictions:
-        table.add_row(
-            bar(row["probability"]), f"{100 * row['probability']:.1f}", row["label"], row["wnid"] or ""
-        )
-    print_table(table)
-
-
-def print_blocks(blocks: Sequence[dict[str, Any]]) -> None:
-    """A line a block; the bar is the branch's signed share of the sum's energy, cut to [0, 1]."""
-    table = new_table(
-        "block",
-        "shortcut",
-        ">shape",
-        "branch's share of the sum",
-        ">share",
-        ">|F|/|s|",
-        ">cosine",
-        ">clipped",
-    )
-    for block in blocks:
-        share = (block.get("share") or {}).get("residual")
-        clipped = (block.get("relu") or {}).get("clip_fraction")
-        shape = " x ".join(map(str, block["shape"]))
-        numbers = (number(value) for value in (share, block.get("ratio"), block.get("cosine"), clipped))
-        table.add_row(block["name"], block["shortcut"], shape, bar(share or 0.0), *numbers)
-    print_table(table)
 
 
 # --- models, train, export, bench -------------------------------------------------------------------
@@ -276,6 +364,7 @@ def models(args: argparse.Namespace) -> int:
     from models.manifest import MANIFEST_FILE, ManifestError, read_manifest
     from service.loading import find_artifact
     from service.settings import EMBEDDED, load_settings
+    from service.terminal import new_table, print_table
 
     if args.zoo:
         print_zoo(args.sort, args.json)
@@ -326,6 +415,7 @@ def print_zoo(order: str | None, as_json: bool) -> None:
 
     from models.count import count
     from models.zoo import ZOO
+    from service.terminal import new_table, print_table
 
     rows = []
     for row in ZOO.values():
@@ -410,6 +500,7 @@ def pull(args: argparse.Namespace) -> int:
     need("pull", "torch", "onnx", "onnxscript", "httpx", "platformdirs", "filelock")
     from export.pull import Access, Request, pull
     from models.download import default_cache
+    from service.reference import measure_reference
     from service.settings import PullSettings, load_pull_settings, load_settings
 
     settings = load_pull_settings(**given(args, tuple(PullSettings.model_fields)))
@@ -423,6 +514,7 @@ def pull(args: argparse.Namespace) -> int:
         preprocessing=given(args, ("resize", "crop", "interpolation", "mean", "std")),
         precisions=precision_request(args),
         time_graphs=partial(time_graphs, load_settings(max_batch_size=8)),
+        measure_reference=measure_reference,
         force=args.force,
     )
     cache = settings.cache or default_cache()
@@ -465,6 +557,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 def print_pretrained(as_json: bool) -> None:
     """The table of published weights, each architecture's default first and marked."""
     from models.pretrained import PRETRAINED, weights_of
+    from service.terminal import new_table, print_table
 
     names = list(dict.fromkeys(row.architecture for row in PRETRAINED))
     rows = [(row, index == 0) for name in names for index, row in enumerate(weights_of(name))]
@@ -533,6 +626,8 @@ def train(args: argparse.Namespace) -> int:
 
 
 def print_recipes(recipes: Sequence[Recipe]) -> None:
+    from service.terminal import new_table, print_table
+
     table = new_table("recipe", "architecture", ">classes", ">epochs", ">batch", ">test pixels")
     for recipe in recipes:
         numbers = (recipe.num_classes, recipe.epochs, recipe.batch_size, recipe.test_crop)
@@ -612,6 +707,7 @@ def export(args: argparse.Namespace) -> int:
     need("export", "torch", "onnx", "onnxscript", "matplotlib", "tqdm")
     from export.pipeline import check_replaceable, export_artifact
     from export.precisions import Precisions, read_images
+    from service.reference import measure_reference
     from service.settings import load_settings
 
     # What can be refused is refused before anything is trained.
@@ -649,6 +745,7 @@ def export(args: argparse.Namespace) -> int:
         tuned,
         args.qat_epochs,
         partial(time_graphs, settings),
+        measure_reference,
     )
     manifest = export_artifact(
         model, metadata, name, out, validation=validation, precisions=precisions, **provenance
@@ -732,12 +829,13 @@ def time_graphs(settings: Settings, folder: Path, manifest: Manifest) -> dict[st
 def print_graphs(manifest: Manifest) -> None:
     """What was exported, how far it is from its source, and what each precision costs and brings."""
     from export.report import HEADINGS, fastest, rows
+    from service.terminal import bar, new_table, print_table
 
     table = new_table("graph", "precision", ">max |Δlogit|", *(f">{name}" for name in HEADINGS[2:]), "speed")
     best = max((speed.images_per_s for g in manifest.graphs if (speed := fastest(g))), default=0)
     for graph, row in zip(manifest.graphs, rows(manifest), strict=True):
         speed = fastest(graph)
-        length = bar(speed.images_per_s / best) if speed else ""
+        length = bar(speed.images_per_s / best, SPEED_BAR) if speed else ""
         table.add_row(*row[:2], f"{graph.parity.max_abs_delta_logit:.1e}", *row[2:], length)
     print_table(table)
     for graph in manifest.graphs:
@@ -775,44 +873,14 @@ def bench(args: argparse.Namespace) -> int:
 # --- printing -----------------------------------------------------------------------------------------
 
 
-def new_table(*columns: str) -> Any:
-    """A plain table; a heading that starts with `>` is set to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", no_wrap=True
-        )
-    return table
-
-
-def print_table(table: Any) -> None:
-    from rich.console import Console
-
-    # Piped, there is no width to fit into: nothing may be cut.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
-
-
 def print_json(document: object) -> None:
-    print(json.dumps(document, indent=1, ensure_ascii=False))
+    """Letters as they are, or escaped where the output may not have them all."""
+    unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    print(json.dumps(document, indent=1, ensure_ascii=not unicode))
 
 
 def print_error(message: str) -> None:
     print(f"residuum: {message}", file=sys.stderr)
-
-
-def bar(value: float) -> str:
-    """A bar for a number in [0, 1]; eighths of a cell, and numbers outside are cut."""
-    eighths = round(min(max(value, 0.0), 1.0) * BAR_WIDTH * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(BAR_WIDTH)
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def read_file(path: Path) -> bytes:
@@ -846,6 +914,7 @@ COMMANDS: dict[str, tuple[str, Options, Run]] = {
     "serve": ("answer over HTTP", serve_options, serve),
     "classify": ("label images, without a server", classify_options, classify),
     "introspect": ("show what every residual block did to an image", introspect_options, introspect),
+    "compare": ("show what every residual block did to two images, on one scale", compare_options, compare),
     "models": ("list the models that can be served", models_options, models),
     "pull": ("turn published weights, or a file of them, into an artifact", pull_options, pull),
     "train": ("train a recipe on a data set", train_options, train),
@@ -869,6 +938,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without the letters of bars and labels
+        sys.stdout.reconfigure(errors="replace")
     args = make_parser().parse_args(arguments)
     try:
         return args.run(args)  # type: ignore[no-any-return]

@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from benchmarks.aims import judge, print_aims
 from benchmarks.subjects import Check, FloatInput, Inputs, default_artifacts
 from benchmarks.theory import Cost, Machine, cost_of, print_machine, print_theory, this_machine
-from models.manifest import Graph, Manifest, Precision, read_manifest
+from models.manifest import Graph, GraphKind, Manifest, Precision, read_manifest
 from service.engines import (
     ENGINE_NAMES,
     Device,
@@ -47,6 +47,7 @@ COLUMNS = (
     ("p50_ms", 9, 2), ("p99_ms", 9, 2), ("images_per_s", 10, 1),
     ("ratio_to_ort_fp32", 11, 2), ("ratio_to_classify", 11, 2),
 )  # fmt: skip
+KINDS: tuple[str, ...] = get_args(GraphKind)
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
 FLOAT_INPUT_ENGINES = ("onnxruntime", "openvino")
 
@@ -150,7 +151,7 @@ def candidates(
     """Every graph, engine and mode that is worth timing here, fp32 first; and why an engine is not."""
     found = []
     left_out: dict[str, None] = {}
-    for graph in sorted(manifest.graphs, key=lambda graph: (graph.precision != "fp32", graph.kind)):
+    for graph in sorted(manifest.graphs, key=lambda g: (g.precision != "fp32", KINDS.index(g.kind))):
         for name in ENGINE_NAMES:
             baseline = name == "onnxruntime" and graph.precision == "fp32"
             asked = settings.engine in ("auto", name) and settings.precision in ("auto", graph.precision)
@@ -225,7 +226,7 @@ def time_in_turn(rows: Sequence[Row], seconds: float) -> None:
 def summarise(row: Row, rows: Sequence[Row], costs: Mapping[Precision, Cost]) -> dict[str, Any]:
     """The row's figures; None where it was not timed, or what it is compared with was not."""
     kind, precision, name, mode, size = row.key
-    base = "introspect" if kind == "introspect" else "classify"
+    base = kind if kind in KINDS else "classify"
     to_ort = next((r for r in rows if r.key[:3] == (base, "fp32", "onnxruntime") and r.key[4] == size), None)
     to_classify = next((r for r in rows if r.key == ("classify", precision, name, mode, size)), None)
     rate = statistics.median(row.rates) if row.rates else None

@@ -6,7 +6,6 @@ have changed. Nothing is pinned: a server has all cores, and shares them with th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from benchmarks.http_subject import Subject
 from benchmarks.load import Target
+from benchmarks.peers_venv import PeersFailed, make_venv
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
@@ -154,17 +154,10 @@ def make_peers_venv() -> None:
     Raises:
         ServerFailed: pip failed.
     """
-    stamp = PEERS_VENV / "requirements.sha256"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text(encoding="ascii") == wanted:
-        return
-    print(f"installing the peers into {PEERS_VENV} ...", file=sys.stderr, flush=True)
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(REQUIREMENTS)]
-    for command in ([sys.executable, "-m", "venv", str(PEERS_VENV)], [_peers_python(), *install]):
-        if subprocess.run(command, cwd=ROOT, check=False).returncode:
-            raise ServerFailed(f"{' '.join(command)} failed")
-    (PEERS_VENV / ".gitignore").write_text("*\n", encoding="ascii")  # as newer Pythons do themselves
-    stamp.write_text(wanted, encoding="ascii")
+    try:
+        make_venv(PEERS_VENV, REQUIREMENTS)
+    except PeersFailed as error:
+        raise ServerFailed(str(error)) from error
 
 
 def _peers_python() -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from export.verify import synthetic_images
 from models.download import default_cache
-from models.manifest import MANIFEST_FILE, Graph, Manifest, Precision
+from models.manifest import MANIFEST_FILE, TOP_CLASS, Graph, Manifest, Precision
 from service.engines import Engine, EngineOptions, open_engine
 from service.engines.machine import cpu_features
 from service.golden import golden_row
@@ -158,6 +158,7 @@ class Check:
     def _feed(self, images: NDArray[np.uint8], graph: Graph, cut: FloatInput | None) -> Inputs:
         if cut is not None:
             return {cut.name: cut.normalise(images)}
-        if graph.kind == "classify":
-            return {"images": images}
-        return {"images": images, "gates": np.ones((len(images), len(self._manifest.blocks)), np.float32)}
+        gates = np.ones((len(images), len(self._manifest.blocks)), np.float32)
+        target = np.full(len(images), TOP_CLASS)
+        offered = {"images": images, "gates": gates, "target": target}
+        return {tensor.name: offered[tensor.name] for tensor in graph.inputs}

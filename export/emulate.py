@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.manifest import GraphKind, Precision
+from models.manifest import TOP_CLASS, Precision
 
 # ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -54,30 +54,30 @@ def open_as_written(graph: Path, precision: Precision, also: Sequence[str] = ())
     return open_session(proto.SerializeToString(), optimise=is_float32)
 
 
-def feed(
-    kind: GraphKind, session: ort.InferenceSession, images_NHW3: NDArray[np.uint8]
-) -> dict[str, NDArray[np.generic]]:
-    """The inputs of one run; gates are all ones."""
+def feed(session: ort.InferenceSession, images_NHW3: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
+    """The inputs of one run; gates are all ones, and the target is the most probable class."""
     inputs: dict[str, NDArray[np.generic]] = {"images": images_NHW3}
-    if kind == "introspect":
-        num_blocks = session.get_inputs()[1].shape[1]
-        inputs["gates"] = np.ones((len(images_NHW3), num_blocks), np.float32)
+    for value in session.get_inputs()[1:]:
+        if value.name == "gates":
+            inputs["gates"] = np.ones((len(images_NHW3), value.shape[1]), np.float32)
+        else:
+            inputs["target"] = np.full(len(images_NHW3), TOP_CLASS, np.int64)
     return inputs
 
 
 def logits_of(
-    kind: GraphKind, session: ort.InferenceSession, images_NHW3: NDArray[np.uint8], batch: int
+    session: ort.InferenceSession, images_NHW3: NDArray[np.uint8], batch: int
 ) -> NDArray[np.float32]:
     """float32 [N, K], `batch` images at a time."""
     chunks = (images_NHW3[start : start + batch] for start in range(0, len(images_NHW3), batch))
-    return np.concatenate([np.asarray(session.run(["logits"], feed(kind, session, c))[0]) for c in chunks])
+    return np.concatenate([np.asarray(session.run(["logits"], feed(session, c))[0]) for c in chunks])
 
 
 def run_as_written(
-    kind: GraphKind, graph: Path, precision: Precision, images_NHW3: NDArray[np.uint8], batch: int = 64
+    graph: Path, precision: Precision, images_NHW3: NDArray[np.uint8], batch: int = 64
 ) -> NDArray[np.float32]:
     """The logits [N, K] that the file gives by its own arithmetic."""
-    return logits_of(kind, open_as_written(graph, precision), images_NHW3, batch)
+    return logits_of(open_as_written(graph, precision), images_NHW3, batch)
 
 
 def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:

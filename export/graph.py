@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from export.attribution import Step, contributions
 from export.fuse import fuse_batchnorm
+from export.reductions import Reductions, active_fractions, channel_moments
 from models.blocks import BlockTaps, ResidualBlock
-from models.manifest import GraphKind, Precision, Preprocessing
+from models.manifest import TOP_CLASS, WITHOUT_CONTRIBUTIONS, GraphKind, Precision, Preprocessing
 from models.resnet import ResNet
 
 # bfloat16 convolutions are part of ONNX since opset 22.
@@ -40,13 +41,16 @@ DTYPES: dict[Precision, torch.dtype] = {
 # digits. So fp16 moves 2^6 from one to the other. A power of two changes exponents and nothing else: the one
 # rounding, that of the cast, is relative and the same with or without. bf16 has float32's exponents.
 INPUT_SCALES: dict[Precision, float] = {"fp32": 1.0, "fp16": 2.0**-6, "bf16": 1.0}
-INPUTS: dict[GraphKind, tuple[str, ...]] = {"classify": ("images",), "introspect": ("images", "gates")}
+INPUTS: dict[GraphKind, tuple[str, ...]] = {
+    "classify": ("images",),
+    "introspect": ("images", "gates"),
+    "attribute": ("images", "gates", "target"),
+}
 OUTPUTS: dict[GraphKind, tuple[str, ...]] = {
     "classify": ("logits",),
     "introspect": ("logits", "scalars", "maps"),
+    "attribute": ("logits", "scalars", "maps", "lens", "contributions", "constants"),
 }
-
-HUGE = 1e30  # times this, whatever counts as positive is past 1
 
 
 class ClassifyGraph(nn.Module):
@@ -84,11 +88,11 @@ class ExactHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        self.linear = head.float()
+        self.weight = nn.Parameter(head.weight.float())
+        self.bias = nn.Parameter(head.bias.float())
 
     def forward(self, features_NC: Tensor) -> Tensor:
-        logits_NK: Tensor = self.linear(features_NC.float())
-        return logits_NK
+        return nn.functional.linear(features_NC.float(), self.weight, self.bias)
 
 
 class IntrospectGraph(ClassifyGraph):
@@ -100,14 +104,20 @@ class IntrospectGraph(ClassifyGraph):
     into the addition. What that gained is in docs/decisions.md.
     """
 
-    def forward(self, images: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, images: Tensor, gates: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.measured(images, gates)[0]
+
+    def measured(self, images: Tensor, gates: Tensor) -> tuple[tuple[Tensor, ...], list[Step]]:
+        """What `forward` gives, and what every layer between stem and head took and made."""
         x = self.model.stem(self.normalise(images))
         gates_NL11 = gates[:, :, None, None]
         reduce = Reductions()
+        steps: list[Step] = []
         maps: list[Tensor] = []
         mean_squares, moments, fractions = [], [], []
         for _, layer in self.model.named_layers():
             if not isinstance(layer, ResidualBlock):
+                steps.append(Step(layer, x, None))
                 x = layer(x)
                 continue
             gate_N111 = gates_NL11[:, len(maps) : len(maps) + 1]
@@ -115,66 +125,48 @@ class IntrospectGraph(ClassifyGraph):
             norms = [gate_N111.abs() * reduce.norm(residual)]
             residual_NC11 = gate_N111 * reduce.mean(residual)
             norms.append(torch.zeros_like(norms[0]) if shortcut is None else reduce.norm(shortcut))
-            total, x = layer.merge(shortcut, gate_N111.to(self.dtype) * residual)
+            gated = gate_N111.to(self.dtype) * residual
+            total, output = layer.merge(shortcut, gated)
+            steps.append(Step(layer, x, BlockTaps(gated, shortcut, total, output)))
+            x = output
             norms += [norms[0] if shortcut is None else reduce.norm(total), reduce.norm(x)]
             rms_N4HW = torch.cat(norms, 1) / math.sqrt(x.shape[1])
             maps.append(rms_N4HW.flatten(2))
             mean_squares.append((rms_N4HW * rms_N4HW).mean((2, 3), keepdim=True))
             moments.append(
-                _channel_moments(residual_NC11, None if shortcut is None else reduce.mean(shortcut))
+                channel_moments(residual_NC11, None if shortcut is None else reduce.mean(shortcut))
             )
-            fractions += _fractions(reduce.active(x), None if shortcut is None else reduce.active(shortcut))
+            fractions += active_fractions(
+                reduce.active(x), None if shortcut is None else reduce.active(shortcut)
+            )
         # In the order of `manifest.SCALARS`: 4, 4 and 3 of them.
         parts = zip((mean_squares, moments, fractions), (4, 4, 3), strict=True)
         scalars = [torch.cat(part, 1).reshape(-1, len(maps), width) for part, width in parts]
-        return self.model.pool_and_head(x), torch.cat(scalars, 2), torch.cat(maps, 2)
+        outputs = (self.model.pool_and_head(x), torch.cat(scalars, 2), torch.cat(maps, 2))
+        return outputs, steps
 
 
-class Reductions:
-    """What is read off a tensor [N, C, H, W], in float32 and once a tensor."""
+class AttributeGraph(IntrospectGraph):
+    """uint8 [N, H, W, 3], gates [N, L], target [N] -> introspect's outputs, lens, contributions, constants.
 
-    def __init__(self) -> None:
-        # What is squared must be float32 *before*: 2048 channels of 6 pass fp16's 65,504.
-        self.exact = cache(lambda tensor_NCHW: tensor_NCHW.float())
-        self.norm = cache(self._norm)
-        self.mean = cache(self._mean)
-        self.active = cache(self._active)
+    target: a class, or `manifest.TOP_CLASS` for the most probable one.
+    lens [N, M, K]: the logits, had the network stopped at a block, for `manifest.lens_blocks`.
+    contributions [N, P]: maps; summed over a block's positions, its contribution to the target's logit.
+    constants [N, 3]: what else adds to that logit (`manifest.CONSTANTS`).
 
-    def _norm(self, tensor_NCHW: Tensor) -> Tensor:
-        """Over channels, [N, 1, H, W]: squares written out and then summed cost a third of the throughput."""
-        norm: Tensor = torch.linalg.vector_norm(self.exact(tensor_NCHW), dim=1, keepdim=True)
-        return norm
+    A graph of its own, because it takes 12 to 41 % longer and keeps every F until the head is known: who did
+    not ask should not pay. Networks WITHOUT_CONTRIBUTIONS lack `target` and the last two outputs.
+    """
 
-    def _mean(self, tensor_NCHW: Tensor) -> Tensor:
-        """Of every channel, [N, C, 1, 1]."""
-        mean: Tensor = self.exact(tensor_NCHW).mean((2, 3), keepdim=True)
-        return mean
-
-    def _active(self, tensor_NCHW: Tensor) -> Tensor:
-        """1 where it is positive, else 0: engines make two steps of this, and four of a comparison."""
-        active: Tensor = (self.exact(tensor_NCHW) * HUGE).clamp(0, 1)
-        return active
-
-
-def _channel_moments(residual_NC11: Tensor, shortcut_NC11: Tensor | None) -> Tensor:
-    """Of the channels' means, [N, 1, 4, 1]: mean F, mean F^2, mean s^2, mean F s."""
-    if shortcut_NC11 is None:
-        shortcut_NC11 = torch.zeros_like(residual_NC11)
-    moments = (
-        residual_NC11,
-        residual_NC11 * residual_NC11,
-        shortcut_NC11 * shortcut_NC11,
-        residual_NC11 * shortcut_NC11,
-    )
-    return torch.cat(moments, 2).mean(1, keepdim=True)
-
-
-def _fractions(active_NCHW: Tensor, shortcut_NCHW: Tensor | None) -> list[Tensor]:
-    """[u > 0], [s > 0] and both, [N, 1, 1, 1] each. Here as elsewhere ReLU(u) > 0 where u > 0."""
-    if shortcut_NCHW is None:
-        shortcut_NCHW = torch.zeros_like(active_NCHW)
-    masks = (active_NCHW, shortcut_NCHW, active_NCHW * shortcut_NCHW)
-    return [mask.mean((1, 2, 3), keepdim=True) for mask in masks]
+    def forward(self, images: Tensor, gates: Tensor, target: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        outputs, steps = self.measured(images, gates)
+        ends = [step.taps.output for step in steps if step.taps is not None]
+        lens = [self.model.pool_and_head(x) for x in ends if x.shape[1:] == ends[-1].shape[1:]]
+        outputs += (torch.stack(lens, 1),)
+        if target is None:
+            return outputs
+        target_N = torch.where(target < 0, outputs[0].argmax(1), target)
+        return outputs + contributions(self.model, steps, target_N)
 
 
 def measured(taps: Mapping[str, BlockTaps]) -> dict[str, Tensor]:
@@ -190,6 +182,13 @@ def measured(taps: Mapping[str, BlockTaps]) -> dict[str, Tensor]:
     return dict(found.values())
 
 
+GRAPHS: dict[GraphKind, type[ClassifyGraph]] = {
+    "classify": ClassifyGraph,
+    "introspect": IntrospectGraph,
+    "attribute": AttributeGraph,
+}
+
+
 def export_graph(
     kind: GraphKind, model: ResNet, preprocessing: Preprocessing, path: Path, precision: Precision = "fp32"
 ) -> onnx.ModelProto:
@@ -200,18 +199,23 @@ def export_graph(
     # Two rows: an example batch of one would be taken for a constant.
     side = preprocessing.crop
     example: tuple[Tensor, ...] = (torch.zeros(2, side, side, 3, dtype=torch.uint8),)
-    module: nn.Module = ClassifyGraph(model, preprocessing, precision)
-    if kind == "introspect":
-        module = IntrospectGraph(model, preprocessing, precision)
+    module = GRAPHS[kind](model, preprocessing, precision)
+    if kind != "classify":
         example += (torch.ones(2, len(list(model.named_blocks()))),)
+    inputs, outputs = INPUTS[kind], OUTPUTS[kind]
+    if kind == "attribute":
+        if model.variant in WITHOUT_CONTRIBUTIONS:
+            inputs, outputs = inputs[:-1], outputs[:-2]
+        else:
+            example += (torch.tensor([TOP_CLASS, 0]),)
     batch = torch.export.Dim("batch", min=1, max=65_536)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own inside
         program = torch.onnx.export(
             module.eval(),
             example,
-            input_names=INPUTS[kind],
-            output_names=OUTPUTS[kind],
+            input_names=inputs,
+            output_names=outputs,
             dynamic_shapes=tuple({0: batch} for _ in example),
             opset_version=OPSETS[precision],
             dynamo=True,
@@ -220,7 +224,7 @@ def export_graph(
         )
     assert program is not None
     proto = program.model_proto
-    if kind == "introspect":
+    if kind != "classify":
         _name_taps(proto, model)
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)

@@ -109,6 +109,9 @@ def export_artifact(
         precisions = precisions or Precisions()
         making = _Making(model, metadata, work, precisions, validation)
         manifest = _describe(making, name, provenance)
+        if validation and precisions.measure_reference:
+            reference = precisions.measure_reference(work, manifest, validation.images, validation.name)
+            manifest = manifest.model_copy(update={"reference": reference})
         if precisions.time_graphs:
             manifest = _with_report(manifest, precisions.time_graphs, work)
         manifest.write(work)
@@ -246,14 +249,15 @@ class _Making:
     ) -> tuple[Accuracy | None, str | None]:
         """On labelled images if there are any; else only how often it says what fp32 does.
 
-        In half precision `introspect` is the same network as `classify`: parity says what there is to say.
+        In half precision `introspect` is the same network as `classify`, and `attribute` always is that of
+        `introspect`: parity says what there is to say.
         """
-        if kind == "introspect" and precision != "fp32":
+        if kind == "attribute" or (kind == "introspect" and precision != "fp32"):
             return None, None
         images = self.validation or self.precisions.calibration
         if images is None:
             return None, None
-        logits = run_as_written(kind, path, precision, images.images)
+        logits = run_as_written(path, precision, images.images)
         fp32 = None if precision == "fp32" else self._fp32_logits[kind]
         if fp32 is None:
             self._fp32_logits[kind] = logits

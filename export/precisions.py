@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.images import (
     CalibrationImages,
     ValidationImages,
@@ -15,14 +18,14 @@ from export.images import (
     validation_images,
 )
 from models.checkpoint import CheckpointMetadata
-from models.manifest import GraphKind, Manifest, Precision, Speed
+from models.manifest import GraphKind, Manifest, Precision, Reference, Speed
 from models.resnet import ResNet
 
 # What is made of each precision. Rounded to int8, F would no longer be what the network adds.
 KINDS: dict[Precision, tuple[GraphKind, ...]] = {
-    "fp32": ("classify", "introspect"),
-    "bf16": ("classify", "introspect"),
-    "fp16": ("classify", "introspect"),
+    "fp32": ("classify", "introspect", "attribute"),
+    "bf16": ("classify", "introspect", "attribute"),
+    "fp16": ("classify", "introspect", "attribute"),
     "int8": ("classify",),
     "int8-trt": ("classify",),
 }
@@ -38,6 +41,8 @@ NUM_CALIBRATION_IMAGES = 512
 
 # The artifact's folder and manifest to what was measured, by the graphs' file names.
 TimeGraphs = Callable[[Path, Manifest], Mapping[str, tuple[Speed, ...]]]
+# The artifact's folder, manifest, images [N, crop, crop, 3] and the name of their data set to what is usual.
+MeasureReference = Callable[[Path, Manifest, NDArray[np.uint8], str], Reference]
 
 
 class PrecisionError(Exception):
@@ -89,6 +94,8 @@ class Precisions:
         quantized_model: with weights that are used to int8's rounding, in place of the model's; None: the
             model's own; and the epochs that it took.
         time_graphs: measures how fast the graphs are, for the report; None: no report.
+        measure_reference: measures what introspection usually finds, on the validation images; None: nothing
+            does.
     """
 
     names: tuple[Precision, ...] = ()
@@ -98,6 +105,7 @@ class Precisions:
     quantized_model: ResNet | None = None
     qat_epochs: int = 0
     time_graphs: TimeGraphs | None = None
+    measure_reference: MeasureReference | None = None
 
     @property
     def all(self) -> tuple[Precision, ...]:

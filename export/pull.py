@@ -26,7 +26,7 @@ from export.options import (
     with_changes,
 )
 from export.pipeline import export_artifact
-from export.precisions import PrecisionRequest, Precisions, TimeGraphs, read_images
+from export.precisions import MeasureReference, PrecisionRequest, Precisions, TimeGraphs, read_images
 from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.download import Download, DownloadError, Progress, discard, download, is_missing
 from models.identify import untold
@@ -97,7 +97,7 @@ class Request:
             file with the classes' names.
         preprocessing: other values for fields of `Preprocessing`.
         precisions: what is made beside fp32.
-        time_graphs: see `export.precisions.Precisions`.
+        time_graphs, measure_reference: see `export.precisions.Precisions`.
         force: make it even if it, or another model of that name, is there.
     """
 
@@ -110,6 +110,7 @@ class Request:
     preprocessing: Mapping[str, object] = field(default_factory=dict)
     precisions: PrecisionRequest = field(default_factory=PrecisionRequest)
     time_graphs: TimeGraphs | None = None
+    measure_reference: MeasureReference | None = None
     force: bool = False
 
 
@@ -161,7 +162,12 @@ def pull(request: Request, access: Access, say: Say = lambda _: None) -> Pulled:
     asked = request.precisions
     calibration, validation = read_images(asked, metadata)
     precisions = Precisions(
-        asked.names, calibration, asked.allow_loss, asked.keep_layers, time_graphs=request.time_graphs
+        asked.names,
+        calibration,
+        asked.allow_loss,
+        asked.keep_layers,
+        time_graphs=request.time_graphs,
+        measure_reference=request.measure_reference,
     )
     manifest = export_artifact(
         model,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -129,10 +130,10 @@ def check_parity(
     """
     session = open_as_written(graph, precision)
     unit = max(1.0, expected.logit_range)
-    alone = logits_of(kind, session, expected.images_NHW3, BATCH_SIZES[0])
+    alone = logits_of(session, expected.images_NHW3, BATCH_SIZES[0])
     worst, agreed = 0.0, 1.0
     for batch in BATCH_SIZES:
-        logits = logits_of(kind, session, expected.images_NHW3, batch)
+        logits = logits_of(session, expected.images_NHW3, batch)
         delta = float(np.abs(logits - expected.logits_NK).max())
         if precision in TOLERANCES:
             limit = TOLERANCES[precision].parity * unit
@@ -155,8 +156,9 @@ def check_parity(
         logit_range=expected.logit_range,
         top1_agreement=agreed,
         sum_parity_max_abs=_sum_parity(graph, source, preprocessing, expected, precision)
-        if kind == "introspect"
+        if kind != "classify"
         else None,
+        completeness_max_abs=_completeness(session, expected, precision) if kind == "attribute" else None,
     )
 
 
@@ -168,7 +170,7 @@ def golden(graph: Path, precision: Precision, expected: Reference) -> tuple[NDAr
     """
     if precision in TOLERANCES:
         return expected.logits_NK[0], TOLERANCES[precision].golden * max(1.0, expected.logit_range)
-    logits_K = run_as_written("classify", graph, precision, expected.images_NHW3[:1])[0].astype(np.float64)
+    logits_K = run_as_written(graph, precision, expected.images_NHW3[:1])[0].astype(np.float64)
     noise = float(np.abs(logits_K - expected.logits_NK[0]).max())
     unit = max(1.0, float(np.ptp(logits_K)))
     least, most = GOLDEN_INT8
@@ -177,6 +179,29 @@ def golden(graph: Path, precision: Precision, expected: Reference) -> tuple[NDAr
 
 def _called(kind: GraphKind, precision: Precision) -> str:
     return kind if precision == "fp32" else f"{kind} in {precision}"
+
+
+def _completeness(session: ort.InferenceSession, expected: Reference, precision: Precision) -> float | None:
+    """max |sum of all parts - the top class's logit|; None for a network without contributions.
+
+    Raises:
+        GateError: more than the tolerance for parity.
+    """
+    if len(session.get_inputs()) == 2:
+        return None
+    images = expected.images_NHW3[: max(BATCH_SIZES)]
+    outputs = ("logits", "contributions", "constants")
+    logits, maps, constants = (
+        np.asarray(array, np.float64) for array in session.run(outputs, feed(session, images))
+    )
+    error = float(np.abs(maps.sum(1) + constants.sum(1) - logits.max(1)).max())
+    limit = TOLERANCES[precision].parity * max(1.0, expected.logit_range)
+    if not error <= limit:
+        raise GateError(
+            f"{_called('attribute', precision)}: contributions and constants miss the logit by {error:.3g}; "
+            f"{limit:.3g} is allowed"
+        )
+    return error
 
 
 @torch.no_grad()
@@ -191,7 +216,7 @@ def _sum_parity(
     images = expected.images_NHW3[: max(BATCH_SIZES)]
     names = tap_names(source)
     session = open_as_written(graph, precision, names)
-    raw = dict(zip(names, session.run(names, feed("introspect", session, images)), strict=True))
+    raw = dict(zip(names, session.run(names, feed(session, images)), strict=True))
     _, taps = source.forward_taps(source_input(images, preprocessing))
     names_of = {id(tensor): name for name, tensor in measured(taps).items()}
     worst = 0.0
@@ -203,9 +228,8 @@ def _sum_parity(
         delta = float(np.abs(total - own).max())
         limit = TOLERANCES[precision].sums * max(1.0, float(np.abs(own).max()))
         if not delta <= limit:
-            graph_name = _called("introspect", precision)
             raise GateError(
-                f"{graph_name}: F + s differs from the network's own sum by {delta:.3g} at {name}"
+                f"{graph.stem}: F + s differs from the network's own sum by {delta:.3g} at {name}"
             )
         worst = max(worst, delta)
     return worst

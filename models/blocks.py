@@ -47,6 +47,13 @@ class ResidualBlock(nn.Module):
         self.branch = branch
         self.shortcut = shortcut
 
+    # Whether a ReLU follows the addition.
+    has_relu = True
+
+    def way_of_shortcut(self) -> nn.Module:
+        """From x to s, as one module, where s is linear in x once the masks of ReLUs are frozen."""
+        return self.shortcut
+
     def paths(self, x_NCHW: Tensor) -> tuple[Tensor | None, Tensor]:
         """s and F, as they are added."""
         return self.shortcut(x_NCHW), self.branch(x_NCHW)
@@ -72,6 +79,13 @@ class PreActivationBlock(ResidualBlock):
 
     A shortcut that changes the shape takes the pre-activation too, as in the authors' code.
     """
+
+    has_relu = False
+
+    def way_of_shortcut(self) -> nn.Module:
+        if isinstance(self.shortcut, Projection):
+            return nn.Sequential(*self.preact, *self.shortcut)
+        return self.shortcut
 
     def paths(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         preact_NCHW = self.preact(x_NCHW)

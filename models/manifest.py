@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 MANIFEST_FILE = "manifest.json"
 
-GraphKind = Literal["classify", "introspect"]
+# attribute: introspect, and what it adds to one class's logit.
+GraphKind = Literal["classify", "introspect", "attribute"]
 # int8: U8 activations and S8 weights, for CPUs. int8-trt: symmetric S8 and fp16, for TensorRT.
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8-trt"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
@@ -43,6 +44,12 @@ SCALARS: tuple[ScalarName, ...] = get_args(ScalarName)
 # The second axis of the introspect graph's `maps`: root mean square over channels, per position.
 MapName = Literal["residual", "shortcut", "sum", "output"]
 MAPS: tuple[MapName, ...] = get_args(MapName)
+
+# The last axis of the attribute graph's `constants`: what is added to the target's logit beside the blocks.
+CONSTANTS = ("stem", "shortcut_biases", "head_bias")
+TOP_CLASS = -1  # as its input `target`: the most probable class
+# In these the logit is not linear in the branches, or all of it goes through every one of them.
+WITHOUT_CONTRIBUTIONS: tuple[Variant, ...] = ("plain", "highway")
 
 
 class ManifestError(Exception):
@@ -101,6 +108,7 @@ class Parity(Record):
     logit_range: float
     top1_agreement: float
     sum_parity_max_abs: float | None = None  # introspect: max |(F + s) - the source network's own sum|
+    completeness_max_abs: float | None = None  # attribute: max |sum of all parts - the target's logit|
 
 
 class Tensor(Record):
@@ -176,6 +184,25 @@ class Block(Record):
     receptive_field: ReceptiveField
 
 
+PERCENTILES = (5, 50, 95)  # of `Reference.scalars`
+
+
+class Reference(Record):
+    """What is usual: PERCENTILES over validation images, measured through the artifact's own graphs.
+
+    `scalars`: by name, as `rms.residual`, for each block; None where the scalar does not exist. Contribution,
+    lens and lesion are those of every image's own top class; lesions were measured on `num_lesion_images` of
+    the images. `maps`: by quantity, for each block the 95th percentile over images of the largest absolute
+    value.
+    """
+
+    dataset: str
+    num_images: int
+    num_lesion_images: int
+    scalars: dict[str, tuple[tuple[float, float, float] | None, ...]]
+    maps: dict[str, tuple[float, ...]]
+
+
 class Provenance(Record):
     """Where the weights came from.
 
@@ -213,6 +240,7 @@ class Manifest(Record):
     provenance: Provenance
     blocks: tuple[Block, ...]
     graphs: tuple[Graph, ...]
+    reference: Reference | None = None  # None: exported without validation images
     golden_image: str  # PNG of exactly [crop, crop, 3], already preprocessed
     reports: tuple[str, ...] = ()  # files for people: accuracy against speed and size
     created: str
@@ -246,6 +274,11 @@ def map_slices(blocks: Sequence[Block]) -> list[slice]:
         slices.append(slice(start, start + height * width))
         start += height * width
     return slices
+
+
+def lens_blocks(blocks: Sequence[Block]) -> list[int]:
+    """Which blocks have a lens: their output has the last block's shape, which the head takes."""
+    return [index for index, block in enumerate(blocks) if block.shape == blocks[-1].shape]
 
 
 def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:

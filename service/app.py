@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
-from starlette.responses import RedirectResponse
 
 from service.access import RequireKey
 from service.draining import Accepted, Closing, Draining
@@ -21,7 +20,7 @@ from service.lingering import Lingering
 from service.middleware import HeadAsGet, UnexpectedErrors
 from service.rate_limit import rate_limit
 from service.request_log import RequestLog
-from service.routes import classify, health, introspect, metrics, models, oip
+from service.routes import classify, health, introspect, metrics, models, oip, page
 from service.security import SecurityHeaders, cors
 from service.serving import Serving
 from service.settings import Settings, load_settings
@@ -77,9 +76,8 @@ def create_app(
     app.state.accepted = accepted
     app.state.listen_when_ready = listen_when_ready
     app.state.tracer = tracer
-    for routes in (classify, introspect, models, oip, health, metrics):
+    for routes in (classify, introspect, models, oip, health, metrics, page):
         app.include_router(routes.router)
-    app.add_api_route("/", _front_page, include_in_schema=False)
     add_error_handlers(app)
     return app
 
@@ -97,10 +95,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(serving.close, LAST_BATCH_S)
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.close)
-
-
-async def _front_page() -> RedirectResponse:
-    return RedirectResponse("docs")
 
 
 def installed_version() -> str:

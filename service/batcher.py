@@ -103,6 +103,15 @@ class Batcher:
         return {size: ms * self._pace for size, ms in self._at_load.batch_ms.items()}
 
     @property
+    def queue_capacity(self) -> int:
+        return self._queue_capacity
+
+    @property
+    def largest_batch(self) -> int:
+        """Rows of the largest batch that it forms."""
+        return self._size_for[-1]
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 
@@ -149,6 +158,18 @@ class Batcher:
             if deadline is None or not (ahead or self._num_running or free_in_s):
                 return
             if now + max(free_in_s, ready_in_s) + self._seconds_for(num_rows) > deadline:
+                raise DeadlineMissed(free_in_s)
+
+    def check_time(self, num_rows: int, deadline: float) -> None:
+        """Raise DeadlineMissed if so many rows, however they are portioned, cannot be done in time.
+
+        For more rows than the queue holds. A pace slower than when it was warmed does not count, as it heals
+        only by what runs; `admit` of each portion minds it.
+        """
+        with self._changed:
+            now = time.monotonic()
+            free_in_s = self._seconds_until_free(now)
+            if now + free_in_s + self._seconds_for(num_rows) / max(1.0, self._pace) > deadline:
                 raise DeadlineMissed(free_in_s)
 
     def submit(self, rows: Sequence[Row], deadline: float | None = None) -> list[Future[Result]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Graph, Manifest, ManifestError
+from models.manifest import TOP_CLASS, Graph, Manifest, ManifestError
 from models.preprocess import ImageError, preprocess
 from service.batch_types import Row
 
@@ -32,7 +32,8 @@ def golden_row(directory: Path, manifest: Manifest) -> Row:
         raise ManifestError(f"the golden image of {directory} cannot be read: {error}") from error
     if (golden.width, golden.height) != (spec.crop, spec.crop):
         raise ManifestError(f"the golden image of {directory} is not {spec.crop} x {spec.crop}")
-    return {"images": golden.pixels, "gates": np.ones(len(manifest.blocks), np.float32)}
+    gates_L = np.ones(len(manifest.blocks), np.float32)
+    return {"images": golden.pixels, "gates": gates_L, "target": np.array(TOP_CLASS, np.int64)}
 
 
 def golden_batch(row: Row, graph: Graph, size: int) -> dict[str, NDArray[Any]]:
@@ -44,7 +45,8 @@ def check_golden(outputs: Mapping[str, NDArray[Any]], graph: Graph, num_classes:
     """How far the logits are from the golden ones, in any of `size` rows.
 
     Raises:
-        WrongAnswer: further than the graph's tolerance; a NaN and a wrong shape are, too.
+        WrongAnswer: further than the graph's tolerance; a NaN and a wrong shape are, too, and contributions
+            that do not make up the logit.
     """
     what = f"{graph.file} at batch size {size}"
     shape = (size, num_classes)
@@ -56,4 +58,11 @@ def check_golden(outputs: Mapping[str, NDArray[Any]], graph: Graph, num_classes:
         raise WrongAnswer(
             f"{what}: the golden logits differ by {error:.3g}, more than {graph.golden_tolerance:.3g}"
         )
+    if "contributions" in outputs:
+        parts_N = outputs["contributions"].sum(1) + outputs["constants"].sum(1)
+        gap = float(np.abs(parts_N - logits_NK.max(1)).max())
+        if not gap <= graph.golden_tolerance:
+            raise WrongAnswer(
+                f"{what}: contributions miss the logit by {gap:.3g}, more than {graph.golden_tolerance:.3g}"
+            )
     return error

@@ -1,12 +1,10 @@
 """Quantities -> the answer of `/introspect`: a JSON document, or the same as NPZ.
 
-Raw units with a declared scale, always: nothing is stretched by its own minimum and maximum, so a dead
-block looks dead. It knows no HTTP; the command line calls it too. The order of keys is the contract's.
+It knows no HTTP; the command line calls it too. The order of keys is that of docs/introspection.md.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
@@ -17,44 +15,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Block, Manifest, Variant
+from models.manifest import PERCENTILES, Block, Manifest, Precision, lens_blocks
 from models.preprocess import Preprocessed
+from service.attribution import Decomposition
+from service.encoded_maps import block_map, decode_codes, encode_map, ranges_of_blocks
 from service.introspection import (
-    ABSENT,
-    RATIO_LIMIT,
+    ATTRIBUTED,
     SCALAR_GROUPS,
-    FloatArray,
     MapQuantity,
     Quantities,
+    reasons_absent,
     why_absent,
 )
-from service.introspection_query import LATER, MapEncoding, Options, Target
+from service.introspection_query import LESION, MapEncoding, Options
 from service.postprocess import softmax, top_predictions
 
 DIGITS = 5  # significant, of scalars: sums in float32 promise no more
-SCALE_DIGITS = 6  # of a declared vmax
-NOT_YET = "not computed by this version"
 LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those of /classify
-
-# u8 codes of a map: values that are never null use all of them; where null exists it is the last one, and
-# the 255 that are left put 0 exactly on code 127.
-NULL_CODE = 255
-FIXED_RANGES: dict[MapQuantity, tuple[float, float]] = {
-    "share": (0.0, 1.0),
-    "ratio": (-RATIO_LIMIT, RATIO_LIMIT),
-    "cosine": (-1.0, 1.0),
-}
-NULLABLE: tuple[MapQuantity, ...] = ("cosine",)
-
-_DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
+ASK_FOR_LESIONS = "ask for it with lesion=true"
+NOT_ASKED = "contribution was not asked for"
+NO_LENS = "only blocks whose output has the last block's shape have a lens"
+NO_REFERENCE = "this artifact was exported without validation images"
+# In the reference these are of every image's most probable class, and say nothing about another one.
+OF_TOP_CLASS = (
+    "contribution",
+    "lens.target_probability",
+    "lens.target_logit",
+    "lesion.target_delta_logit",
+    "lesion.target_delta_probability",
+)
 
 
 @dataclass(frozen=True)
 class Run:
     """Which graph ran, where, and how long: `timing_ms` by name."""
 
-    precision: str
+    precision: Precision
     engine: str
     timing_ms: Mapping[str, float]
 
@@ -74,15 +70,17 @@ def answer(
     """
     chosen = options.encoding or encoding
     document = _header(quantities, manifest, options, image, run)
+    ranges_B = ranges_of_blocks(quantities, manifest, options)
     document["blocks"] = [
         _block(quantities, manifest, options, index, ranges, chosen)
-        for index, ranges in zip(
-            options.blocks, _ranges_of_blocks(quantities, manifest, options), strict=True
-        )
+        for index, ranges in zip(options.blocks, ranges_B, strict=True)
     ]
-    document["checks"] = _checks(quantities, manifest)
+    parts = quantities.decomposition if "contribution" in options.groups else None
+    document["decomposition"] = None if parts is None else _decomposition(parts)
+    document["checks"] = _checks(quantities, manifest, run, parts)
+    document["reference"] = _reference(manifest)
     document["timing_ms"] = {name: round(ms, 3) for name, ms in run.timing_ms.items()}
-    document["null_reasons"] = _null_reasons(manifest.variant, options, chosen)
+    document["null_reasons"] = _null_reasons(manifest, options, chosen)
     return document
 
 
@@ -103,20 +101,20 @@ def to_npz(
     - `logits` float32 [K]; `gates` float32 [L] and `gate_names` [L], of the whole network
     - `block_names` [B], the blocks asked for; `scalars/<name>` float64 [B], NaN where null
     - `maps/<block>/<quantity>` [H, W]: float32 with NaN where null (or float16, or u8 codes, as asked for);
-      a map that does not exist for the variant is NaN in float32, whatever was asked for
+      a map that does not exist is NaN in float32, whatever was asked for
+    - `lens_logits` float32 [M, K] and `lens_blocks` [M], the names of the network's blocks that have a lens
+    - `lesion_logits` float32 [B + 1, K]: nothing removed, then each of the blocks asked for
     - `metadata`: the JSON document as one string, its maps without `data`
     """
+    return npz(with_arrays(quantities, manifest, options, image, run)[1])
+
+
+def with_arrays(
+    quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, run: Run
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The JSON document, its maps without `data`, and the arrays of `to_npz`."""
     document = answer(quantities, manifest, options, image, run, "f32")
-    chosen = list(options.blocks)
-    arrays: dict[str, NDArray[Any]] = {
-        "logits": quantities.logits_K.astype(np.float32),
-        "gates": options.gates_L,
-        "gate_names": np.array([block.name for block in manifest.blocks]),
-        "block_names": np.array([manifest.blocks[index].name for index in chosen]),
-    }
-    for group in options.groups:
-        for name in scalar_names(group):
-            arrays[f"scalars/{name}"] = quantities.scalars[name][chosen]
+    arrays = _arrays(quantities, manifest, options)
     for block in document["blocks"]:
         for quantity, entry in block["maps"].items():
             array = np.full(block["shape"][1:], np.nan, np.float32) if entry is None else decode_codes(entry)
@@ -124,83 +122,41 @@ def to_npz(
             if entry is not None:
                 del entry["data"]
     arrays["metadata"] = np.array(to_json(document).decode())
+    return document, arrays
+
+
+def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     return file.getvalue()
 
 
+def _arrays(quantities: Quantities, manifest: Manifest, options: Options) -> dict[str, NDArray[Any]]:
+    """What an NPZ holds beside maps and metadata."""
+    chosen = list(options.blocks)
+    names = np.array([block.name for block in manifest.blocks])
+    arrays: dict[str, NDArray[Any]] = {
+        "logits": quantities.logits_K.astype(np.float32),
+        "gates": options.gates_L,
+        "gate_names": names,
+        "block_names": names[chosen],
+    }
+    for group in options.groups:
+        for name in scalar_names(group):
+            absent = name not in quantities.scalars and why_absent(name, manifest)
+            values_L = np.full(len(names), np.nan) if absent else quantities.scalars[name]
+            arrays[f"scalars/{name}"] = values_L[chosen]
+    if "lens" in options.groups and quantities.lens_MK is not None:
+        arrays["lens_logits"] = quantities.lens_MK.astype(np.float32)
+        arrays["lens_blocks"] = names[lens_blocks(manifest.blocks)]
+    if quantities.lesions is not None:
+        arrays["lesion_logits"] = quantities.lesions.logits
+    return arrays
+
+
 def scalar_names(group: str) -> list[str]:
     """The names in `Quantities.scalars` of a group of SCALAR_GROUPS."""
     return [f"{group}.{member}" for member in SCALAR_GROUPS[group]] or [group]
-
-
-def map_range(
-    quantities: Quantities, manifest: Manifest, quantity: MapQuantity, stage: int | None = None
-) -> tuple[float, float]:
-    """vmin and vmax of a map: fixed by its definition, or 0 to the largest value in the image (or stage).
-
-    Every block of the network counts, whichever were asked for, so that two answers compare. A largest value
-    is rounded up to 6 digits.
-    """
-    if quantity in FIXED_RANGES:
-        return FIXED_RANGES[quantity]
-    values = quantities.maps[quantity]
-    if stage is None:
-        return 0.0, _round_up(float(values.max()))
-    parts = zip(manifest.blocks, quantities.slices, strict=True)
-    return 0.0, _round_up(max(float(values[part].max()) for block, part in parts if block.stage == stage))
-
-
-def block_map(quantities: Quantities, manifest: Manifest, quantity: MapQuantity, index: int) -> FloatArray:
-    """One block's map, [H, W], NaN where null."""
-    _, height, width = manifest.blocks[index].shape
-    return quantities.maps[quantity][quantities.slices[index]].reshape(height, width)
-
-
-def encode_map(
-    values_HW: FloatArray, quantity: MapQuantity, vmin: float, vmax: float, encoding: MapEncoding
-) -> dict[str, Any]:
-    """One map of the document.
-
-    `u8`: value = vmin + code * (vmax - vmin) / levels, to half a step; where `null` is a number, that code
-    means null. `f16`, `f32`: the values themselves, little-endian, NaN where null; a map beyond float16's
-    range is sent as f32 instead, and says so. All row-major in base64.
-    """
-    if encoding == "f16" and float(np.nanmax(np.abs(values_HW), initial=0.0)) > _FLOAT16_MAX:
-        encoding = "f32"
-    levels: int | None = None
-    null: int | str | None = "nan" if quantity in NULLABLE else None
-    if encoding == "u8":
-        null = NULL_CODE if quantity in NULLABLE else None
-        levels = NULL_CODE - 1 if quantity in NULLABLE else NULL_CODE
-        unit = (values_HW - vmin) / (vmax - vmin) if vmax > vmin else np.zeros_like(values_HW)
-        codes = np.rint(np.clip(unit, 0, 1) * levels)
-        values_HW = np.where(np.isnan(codes), NULL_CODE, codes)
-    return {
-        "shape": list(values_HW.shape),
-        "dtype": encoding,
-        "vmin": vmin,
-        "vmax": vmax,
-        "levels": levels,
-        "null": null,
-        "data": base64.b64encode(values_HW.astype(_DTYPES[encoding]).tobytes()).decode(),
-    }
-
-
-def decode_codes(entry: Mapping[str, Any]) -> NDArray[Any]:
-    """The array inside a map of the document, [H, W], in its own dtype (codes for u8)."""
-    data = base64.b64decode(entry["data"])
-    array: NDArray[Any] = np.frombuffer(data, _DTYPES[entry["dtype"]])
-    return array.reshape(entry["shape"])
-
-
-def decode_map(entry: Mapping[str, Any]) -> FloatArray:
-    """The values of a map of the document, [H, W], NaN where null."""
-    codes = decode_codes(entry).astype(np.float64)
-    if entry["dtype"] != "u8":
-        return codes
-    values = entry["vmin"] + codes * (entry["vmax"] - entry["vmin"]) / entry["levels"]
-    return values if entry["null"] is None else np.where(codes == entry["null"], np.nan, values)
 
 
 def predictions(quantities: Quantities, manifest: Manifest, top_k: int) -> list[dict[str, Any]]:
@@ -216,16 +172,33 @@ def predictions(quantities: Quantities, manifest: Manifest, top_k: int) -> list[
     ]
 
 
-def target_index(target: Target, quantities: Quantities) -> int:
-    """The class that the answer is about; `top1` is that of this very run, gates included."""
-    return int(quantities.logits_K.argmax()) if target.index is None else target.index
+def target_class(quantities: Quantities, manifest: Manifest) -> dict[str, Any]:
+    """The class that contributions are about: its index, label, probability and logit, rounded."""
+    index = quantities.target
+    return {
+        "index": index,
+        "label": manifest.labels[index].label,
+        "probability": _number(softmax(quantities.logits_K)[index], LOGIT_DIGITS),
+        "logit": _number(quantities.logits_K[index], LOGIT_DIGITS),
+    }
+
+
+def predictions_with_target(
+    quantities: Quantities, manifest: Manifest, top_k: int, most: int
+) -> list[dict[str, Any]]:
+    """The `top_k` most probable classes, then the target if it is none of them; `most` rows at most."""
+    best = predictions(quantities, manifest, min(top_k, most))
+    target = target_class(quantities, manifest)
+    if any(row["index"] == target["index"] for row in best):
+        return best
+    return [*best[: most - 1], target]
 
 
 def _header(
     quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, run: Run
 ) -> dict[str, Any]:
-    target = target_index(options.target, quantities)
     crop = manifest.preprocessing.crop
+    target = target_class(quantities, manifest) | {"mode": options.target.mode}
     return {
         "model": {
             "name": manifest.name,
@@ -240,13 +213,7 @@ def _header(
             "model_box": list(image.model_box),
             "input": [crop, crop],
         },
-        "target": {
-            "index": target,
-            "label": manifest.labels[target].label,
-            "mode": options.target.mode,
-            "probability": _number(softmax(quantities.logits_K)[target], LOGIT_DIGITS),
-            "logit": _number(quantities.logits_K[target], LOGIT_DIGITS),
-        },
+        "target": {name: target[name] for name in ("index", "label", "mode", "probability", "logit")},
         "predictions": predictions(quantities, manifest, options.top_k),
         "gates": [_number(gate, LOGIT_DIGITS) for gate in options.gates_L],
     }
@@ -263,10 +230,11 @@ def _block(
     document = _describe(manifest.blocks[index])
     for group in options.groups:
         document[group] = None
-        if not why_absent(group, manifest.variant):
-            document[group] = _group(quantities, group, index)
+        if not why_absent(group, manifest):
+            document[group] = _group(quantities, manifest, group, index)
     if options.complete:
-        document |= dict.fromkeys(LATER)
+        document.setdefault(LESION, None)
+    document["outside_band"] = outside_band(quantities, manifest, options, index)
     document["maps"] = {}
     if encoding != "none":
         for quantity in options.maps:
@@ -292,48 +260,107 @@ def _describe(block: Block) -> dict[str, Any]:
     }
 
 
-def _group(quantities: Quantities, group: str, index: int) -> dict[str, float | None] | float | None:
-    values = [_number(quantities.scalars[name][index]) for name in scalar_names(group)]
+def _group(
+    quantities: Quantities, manifest: Manifest, group: str, index: int
+) -> dict[str, Any] | float | None:
+    digits = LOGIT_DIGITS if group in ATTRIBUTED else DIGITS
+    values = [_number(quantities.scalars[name][index], digits) for name in scalar_names(group)]
     members = SCALAR_GROUPS[group]
-    return dict(zip(members, values, strict=True)) if members else values[0]
+    if not members:
+        return values[0]
+    numbers: dict[str, Any] = dict(zip(members, values, strict=True))
+    if group not in quantities.classes:
+        return numbers
+    best = int(quantities.classes[group][index])
+    if best < 0:
+        return None
+    about = {"index": best, "label": manifest.labels[best].label}
+    if group == "lens":
+        return about | numbers
+    about = {"flipped": best != quantities.top1} | about
+    of_target = {name: numbers.pop(name) for name in members if name.startswith("target_")}
+    return numbers | about | of_target
 
 
-def _ranges_of_blocks(
-    quantities: Quantities, manifest: Manifest, options: Options
-) -> list[dict[MapQuantity, tuple[float, float]]]:
-    """vmin and vmax of every map asked for that exists, by block asked for; computed once a stage."""
-    existing = [quantity for quantity in options.maps if not why_absent(quantity, manifest.variant)]
-    stages = [manifest.blocks[index].stage if options.scale == "stage" else None for index in options.blocks]
-    by_stage = {
-        stage: {quantity: map_range(quantities, manifest, quantity, stage) for quantity in existing}
-        for stage in set(stages)
-    }
-    return [by_stage[stage] for stage in stages]
+def outside_band(
+    quantities: Quantities, manifest: Manifest, options: Options, index: int
+) -> dict[str, str] | None:
+    """The scalars asked for that few validation images have as low, or as high, in this block."""
+    if manifest.reference is None:
+        return None
+    outside = {}
+    for name in (name for group in options.groups for name in scalar_names(group)):
+        band, values_L = usual_band(quantities, manifest, name, index), quantities.scalars.get(name)
+        if band is None or values_L is None:
+            continue
+        low, high = band
+        if values_L[index] < low or values_L[index] > high:
+            outside[name] = "below" if values_L[index] < low else "above"
+    return outside
 
 
-def _checks(quantities: Quantities, manifest: Manifest) -> dict[str, float | None]:
+def usual_band(
+    quantities: Quantities, manifest: Manifest, name: str, index: int
+) -> tuple[float, float] | None:
+    """The 5th and 95th percentile of a block's scalar over the validation images.
+
+    None where that was not measured, or is about another class than `quantities` are.
+    """
+    bands = manifest.reference.scalars.get(name) if manifest.reference else None
+    if bands is None or (name in OF_TOP_CLASS and quantities.target != quantities.top1):
+        return None
+    band = bands[index]
+    return None if band is None else (band[0], band[2])
+
+
+def _decomposition(parts: Decomposition) -> dict[str, float | None]:
+    return {name: _number(value, LOGIT_DIGITS) for name, value in parts._asdict().items()}
+
+
+def _checks(
+    quantities: Quantities, manifest: Manifest, run: Run, parts: Decomposition | None
+) -> dict[str, float | None]:
     """How far the figures can be trusted; see docs/introspection.md.
 
     `sum_parity_max_abs` is not of this image: it was measured when the graph was exported, against the source
-    network's own sum. `completeness_abs_err` belongs to contributions, which this format lacks.
+    network's own sum.
     """
-    graph = manifest.graph("introspect")
+    graph = manifest.graph("introspect", run.precision)
     parity = graph.parity.sum_parity_max_abs if graph else None
     return {
         "sum_parity_max_abs": None if parity is None else _number(parity),
-        "completeness_abs_err": None,
+        "completeness_abs_err": None if parts is None else _number(abs(parts.sum - parts.logit)),
         "energy_sum_err": _number(quantities.energy_sum_err),
         "map_scalar_err": _number(quantities.map_scalar_err),
     }
 
 
-def _null_reasons(variant: Variant, options: Options, encoding: MapEncoding) -> dict[str, str]:
-    """Why fields of this answer are null in every block: what the variant lacks, and what is yet to come."""
+def _reference(manifest: Manifest) -> dict[str, Any] | None:
+    if (reference := manifest.reference) is None:
+        return None
+    return {
+        "dataset": reference.dataset,
+        "num_images": reference.num_images,
+        "num_lesion_images": reference.num_lesion_images,
+        "percentiles": list(PERCENTILES),
+    }
+
+
+def _null_reasons(manifest: Manifest, options: Options, encoding: MapEncoding) -> dict[str, str]:
+    """Why fields of this answer are null in every block: what the artifact lacks, or was not asked for."""
     asked = {*options.groups, *(options.maps if encoding != "none" else ())}
-    reasons = {name: why for name, why in ABSENT[variant].items() if name.partition(".")[0] in asked}
-    if options.complete:
-        reasons |= dict.fromkeys(LATER, NOT_YET)
-    return reasons | {"checks.completeness_abs_err": NOT_YET}
+    absent = reasons_absent(manifest)
+    reasons = {name: why for name, why in absent.items() if name.partition(".")[0] in asked}
+    if options.complete and LESION not in options.groups:
+        reasons[LESION] = ASK_FOR_LESIONS
+    if "lens" in options.groups and not set(options.blocks) & set(lens_blocks(manifest.blocks)):
+        reasons.setdefault("lens", NO_LENS)
+    contribution = absent.get("contribution") if "contribution" in options.groups else NOT_ASKED
+    if contribution:
+        reasons |= dict.fromkeys(("decomposition", "checks.completeness_abs_err"), contribution)
+    if manifest.reference is None:
+        reasons |= dict.fromkeys(("reference", "outside_band"), NO_REFERENCE)
+    return reasons
 
 
 def _number(value: float | np.floating[Any], digits: int = DIGITS) -> float | None:
@@ -342,12 +369,3 @@ def _number(value: float | np.floating[Any], digits: int = DIGITS) -> float | No
         return None
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
-
-
-def _round_up(value: float) -> float:
-    """The next number of SCALE_DIGITS significant digits that is not below `value`."""
-    if value == 0:
-        return 0.0
-    rounded = float(f"{value:.{SCALE_DIGITS}g}")
-    step = 10.0 ** (math.floor(math.log10(value)) - SCALE_DIGITS + 1)
-    return rounded if rounded >= value else float(f"{value + step / 2:.{SCALE_DIGITS}g}")

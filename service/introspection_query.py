@@ -18,14 +18,14 @@ from pydantic import Field
 
 from models.manifest import Block, Label, Manifest
 from service.colormaps import ColormapName
-from service.introspection import MAP_QUANTITIES, SCALAR_GROUPS, MapQuantity
+from service.introspection import MAP_QUANTITIES, SCALAR_GROUPS, MapQuantity, why_absent
 from service.schemas import ImageQuery
 
 GATE_LIMIT = 4.0  # either way: enough to double or invert a branch; far beyond, activations overflow
-LATER = ("contribution", "lens", "lesion")  # named in the answer, null in artifacts of format 1
+LESION = "lesion"  # the one group of scalars that must be asked for
 
 MapEncoding = Literal["none", "u8", "f16", "f32"]
-Scale = Literal["image", "stage"]
+Scale = Literal["image", "stage", "reference"]
 Render = Literal["raw", "overlay"]
 TargetMode = Literal["top1", "index", "label"]
 
@@ -49,19 +49,23 @@ class IntrospectQuery(ImageQuery):
         "label, its first comma-separated word, or the WordNet id)",
     )
     blocks: str = Field(
-        "", description="comma-separated blocks (`stage3.0`) or stages (`stage3`); all if empty"
+        "",
+        description="comma-separated blocks (`stage3.0`) or stages (`stage3`), answered in the "
+        "network's order; all if empty",
     )
     quantities: str = Field(
         "",
         description=f"comma-separated maps ({', '.join(MAP_QUANTITIES)}) and scalars "
-        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all, and in an image `share` "
-        "(`residual` in a plain network)",
+        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all but lesion, and in an image "
+        "`share` (`residual` in a plain network)",
     )
     maps: MapEncoding | None = Field(
         None, description="how maps are encoded, or `none`; `u8` in JSON and `f32` in NPZ if not given"
     )
-    scale: Literal["image", "stage", "reference"] = Field(
-        "image", description="magnitudes have one vmax over all blocks (`image`) or over each stage (`stage`)"
+    scale: Scale = Field(
+        "image",
+        description="magnitudes and contribution have one vmax over all blocks (`image`), over each stage "
+        "(`stage`), or over all blocks on the validation images (`reference`: the same for every image)",
     )
     gates: str = Field(
         "",
@@ -73,10 +77,16 @@ class IntrospectQuery(ImageQuery):
         "overlay", description="image only: cells over the photograph, or the map by itself"
     )
     colormap: ColormapName | None = Field(
-        None, description="image only; by quantity if not given: coolwarm for ratio and cosine, else viridis"
+        None,
+        description="image only; by quantity if not given: coolwarm for ratio, cosine and contribution, else "
+        "viridis",
     )
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="image only: opacity of the map")
-    lesion: bool = Field(False, description="not available for this version's artifacts")
+    lesion: bool = Field(
+        False,
+        description="run the network once more without each block asked for, and say what changes; as "
+        "`lesion` among the quantities",
+    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Options:
         blocks: indices into the manifest's blocks, ascending.
         maps: the maps asked for, in the order of MAP_QUANTITIES.
         groups: the scalar groups asked for, in the order of SCALAR_GROUPS.
-        complete: nothing was left out by `quantities`.
+        complete: `quantities` left nothing out; lesions must be asked for all the same.
         encoding: None where the query leaves it to the format.
         gates_L: float32, for every block of the network.
     """
@@ -118,18 +128,12 @@ def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
     """What `query` means for the artifact of `manifest`.
 
     Raises:
-        ParameterError: an unknown block, class or quantity, unusable gates, or what no artifact has yet.
+        ParameterError: an unknown block, class or quantity, unusable gates, or no reference to scale by.
     """
-    if query.lesion:
-        raise ParameterError(
-            "lesion",
-            "Lesions are not available for this artifact.",
-            "gates=NAME:0 removes one block; compare the logits.",
-        )
-    if query.scale == "reference":
+    if query.scale == "reference" and manifest.reference is None:
         raise ParameterError(
             "scale",
-            "scale=reference is not available for this artifact: its manifest has no reference percentiles.",
+            "scale=reference: this artifact was exported without validation images.",
             "Choose image or stage.",
         )
     num_classes = manifest.num_classes
@@ -139,7 +143,9 @@ def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
             f"top_k={query.top_k}: {manifest.name} has {num_classes} classes.",
             f"At most {num_classes}.",
         )
-    maps, groups = parse_quantities(query.quantities)
+    maps, groups = parse_quantities(query.quantities, manifest)
+    if query.lesion and LESION not in groups:
+        groups = (*groups, LESION)
     return Options(
         target=parse_target(query.target, manifest.labels),
         blocks=parse_blocks(query.blocks, manifest.blocks),
@@ -195,22 +201,31 @@ def parse_blocks(text: str, blocks: Sequence[Block]) -> tuple[int, ...]:
     return tuple(sorted({index for name in names for index in _blocks_named(name, blocks, "blocks")}))
 
 
-def parse_quantities(text: str) -> tuple[tuple[MapQuantity, ...], tuple[str, ...]]:
-    """The maps and the scalar groups that a list of names covers; all of both for an empty list."""
+def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[MapQuantity, ...], tuple[str, ...]]:
+    """The maps and the scalar groups that a list of names covers; all but lesion for an empty list.
+
+    What does not exist for the artifact may be named, and is null; what is suggested exists.
+    """
     names = _names(text)
     if not names:
-        return MAP_QUANTITIES, tuple(SCALAR_GROUPS)
+        return MAP_QUANTITIES, tuple(group for group in SCALAR_GROUPS if group != LESION)
     for name in names:
-        if name in LATER:
-            raise ParameterError("quantities", f"quantities: {name} is not available for this artifact.")
         if name not in MAP_QUANTITIES and name not in SCALAR_GROUPS:
-            raise ParameterError(
-                "quantities",
-                f"quantities: there is no {name!r}.",
-                f"Maps: {', '.join(MAP_QUANTITIES)}. Scalars: {', '.join(SCALAR_GROUPS)}.",
-            )
+            raise ParameterError("quantities", f"quantities: there is no {name!r}.", _instead(name, manifest))
     maps = tuple(quantity for quantity in MAP_QUANTITIES if quantity in names)
     return maps, tuple(group for group in SCALAR_GROUPS if group in names)
+
+
+def _instead(name: str, manifest: Manifest) -> str:
+    """What `quantities` may have in place of a name that it may not."""
+    group, dot, _ = name.partition(".")
+    if dot and group in SCALAR_GROUPS:
+        return f"Ask for {group}."
+    maps, scalars = (
+        ", ".join(known for known in names if not why_absent(known, manifest))
+        for names in (MAP_QUANTITIES, SCALAR_GROUPS)
+    )
+    return f"Maps: {maps}. Scalars: {scalars}."
 
 
 def parse_gates(text: str, blocks: Sequence[Block]) -> NDArray[np.float32]:

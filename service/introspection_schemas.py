@@ -74,6 +74,29 @@ class Relu(Member):
     written: float | None
 
 
+class Lens(Member):
+    """What the head would say, were it put on this block's output."""
+
+    index: int
+    label: str
+    probability: float
+    target_probability: float
+    target_logit: float
+
+
+class Lesion(Member):
+    """Without the block minus with it: negative where the block supported the class."""
+
+    delta_logit: float = Field(description="of the class that is most probable with the block")
+    delta_probability: float
+    kl: float = Field(description="KL(p || p without the block), in nats")
+    flipped: bool = Field(description="another class is the most probable one without the block")
+    index: int = Field(description="of the most probable class without the block")
+    label: str
+    target_delta_logit: float = Field(description="of the answer's target class")
+    target_delta_probability: float
+
+
 class EncodedMap(Member):
     """A map, row-major in base64; u8: value = vmin + code * (vmax - vmin) / levels."""
 
@@ -104,10 +127,26 @@ class BlockAnswer(Member):
     energy: Energy | None = None
     share: Share | None = None
     relu: Relu | None = None
-    contribution: None = None
-    lens: None = None
-    lesion: None = None
+    contribution: float | None = Field(
+        None, description="what the branch adds directly to the target's logit: the sum of its map"
+    )
+    lens: Lens | None = Field(None, description="null in blocks whose output the head does not fit")
+    lesion: Lesion | None = None
+    outside_band: dict[str, Literal["above", "below"]] | None = Field(
+        description="the scalars that are outside of the 5 to 95 % band of the validation images"
+    )
     maps: dict[str, EncodedMap | None]
+
+
+class DecomposedLogit(Member):
+    """The target's logit as a sum: stem + shortcut_biases + head_bias + blocks = sum = logit, to rounding."""
+
+    stem: float
+    shortcut_biases: float = Field(description="of convolutions and BatchNorms on the way of the shortcuts")
+    head_bias: float
+    blocks: float = Field(description="the contributions of all blocks of the network")
+    sum: float
+    logit: float
 
 
 class Checks(Member):
@@ -116,13 +155,24 @@ class Checks(Member):
     sum_parity_max_abs: float | None = Field(
         description="largest |(F + s) - the source network's own sum|, measured when the graph was exported"
     )
-    completeness_abs_err: float | None
+    completeness_abs_err: float | None = Field(
+        description="|sum - logit| of the decomposition: how exact the contributions are"
+    )
     energy_sum_err: float = Field(
         description="largest |energies + cross term - 1|, the cross term from sums that the graph made itself"
     )
     map_scalar_err: float = Field(
         description="largest relative difference between a mean of squared maps and the graph's mean square"
     )
+
+
+class ReferenceInfo(Member):
+    """The images that `outside_band` and scale=reference rest on."""
+
+    dataset: str
+    num_images: int
+    num_lesion_images: int = Field(description="the number for `lesion`, which costs a run a block")
+    percentiles: tuple[int, int, int]
 
 
 class Introspection(Member):
@@ -134,9 +184,11 @@ class Introspection(Member):
     predictions: list[Prediction]
     gates: list[float] = Field(description="the factor on every residual branch of the network; 1: untouched")
     blocks: list[BlockAnswer]
+    decomposition: DecomposedLogit | None
     checks: Checks
+    reference: ReferenceInfo | None
     timing_ms: dict[str, float]
     null_reasons: dict[str, str] = Field(
-        description="why a quantity asked for is null in every block, by its name (`share`, `rms.shortcut`): "
-        "the network's variant lacks it, or this version does not compute it"
+        description="why a field is null in every block, by its name (`share`, `rms.shortcut`): the network "
+        "or the artifact lacks it, or it was not asked for"
     )

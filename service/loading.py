@@ -18,7 +18,7 @@ from importlib.resources import files
 from math import inf
 from pathlib import Path
 from threading import Event, Lock
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from models.manifest import MANIFEST_FILE, Graph, GraphKind, Manifest, ManifestError, Precision, read_manifest
 from service.batch_sizes import batch_sizes
@@ -42,7 +42,7 @@ from service.settings import EMBEDDED, Settings
 
 logger = logging.getLogger("residuum")
 
-GRAPH_KINDS: tuple[GraphKind, ...] = ("classify", "introspect")
+GRAPH_KINDS: tuple[GraphKind, ...] = get_args(GraphKind)
 TIMED_S = 0.05  # of timing each batch size; at least one run
 GPU_SLOTS = 2  # batches that overlap on a GPU: one computes while the other one's data travel
 

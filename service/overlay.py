@@ -8,6 +8,7 @@ from where it looks. Knows numpy and Pillow; nothing of text and layout.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,15 @@ HATCH_PITCH = 8  # pixels from one line to the next
 HATCH_WIDTH = 2
 HATCH_GREY = 105.0
 GREY_MIDDLE, GREY_CONTRAST = 150.0, 0.7  # of 255, and of the photograph's own
+PALE = 0.55  # how much white is mixed into what the model never saw
+
+
+@dataclass(frozen=True)
+class GreyPhotograph:
+    """The whole photograph, grey [height, width], and the part x0, y0, x1, y1 of it that the model saw."""
+
+    grey: NDArray[np.uint8]
+    box: tuple[int, int, int, int]
 
 
 def cells_of_pixels(block: Block, num_cells: int, crop: int, size: int) -> NDArray[np.int64]:
@@ -46,18 +56,36 @@ def overlay(
     colormap: ColormapName,
     alpha: float,
 ) -> NDArray[np.uint8]:
-    """The map's cells over a grey picture [size, size] of the model's input; RGB [size, size, 3].
+    """The map's cells over a grey picture [height, width] of the model's input; RGB [height, width, 3].
 
     Cells are drawn as cells, at the place where they look. Colour and photograph are mixed as `alpha` says,
     and nothing is stretched afterwards. Cells that are null are hatched.
     """
-    size = len(grey)
-    rows, columns = (cells_of_pixels(block, cells, crop, size) for cells in values_HW.shape)
+    axes = zip(values_HW.shape, grey.shape, strict=True)
+    rows, columns = (cells_of_pixels(block, cells, crop, size) for cells, size in axes)
     colors = _colors(values_HW, vmin, vmax, colormap)[np.ix_(rows, columns)]
     photograph = np.repeat(grey[..., None].astype(np.float64), 3, axis=-1)
     null = np.isnan(colors)
     mixed = np.where(null, photograph, alpha * colors + (1 - alpha) * photograph)
     return _hatched(mixed, null[..., 0])
+
+
+def overlay_whole(
+    values_HW: FloatArray,
+    block: Block,
+    crop: int,
+    whole: GreyPhotograph,
+    vmin: float,
+    vmax: float,
+    colormap: ColormapName,
+    alpha: float,
+) -> NDArray[np.uint8]:
+    """As `overlay`, over the whole photograph, whose part that the model never saw is pale and hatched."""
+    x0, y0, x1, y1 = whole.box
+    picture = _unseen_pale(np.repeat(whole.grey[..., None].astype(np.float64), 3, axis=-1), whole.box)
+    seen = whole.grey[y0:y1, x0:x1]
+    picture[y0:y1, x0:x1] = overlay(values_HW, block, crop, seen, vmin, vmax, colormap, alpha)
+    return picture
 
 
 def raw_cells(
@@ -76,26 +104,56 @@ def grey_input(image: Preprocessed, size: int) -> NDArray[np.uint8]:
     It is paler than the photograph, so that under a map colours tell values and not light and shade.
     """
     seen = Image.fromarray(image.pixels) if image.original is None else image.original.crop(image.model_box)
-    grey = np.asarray(seen.convert("L").resize((size, size), Image.Resampling.LANCZOS), np.float64)
-    return np.rint(GREY_MIDDLE + GREY_CONTRAST * (grey - 127.5)).astype(np.uint8)
+    return _pale_grey(seen, (size, size))
+
+
+def grey_photograph(image: Preprocessed, width: int, height: int) -> GreyPhotograph:
+    """The whole photograph, as large as fits, grey and as pale as `grey_input`."""
+    source, size, box = _fitted(image, width, height)
+    return GreyPhotograph(_pale_grey(source, size), box)
 
 
 def photograph(image: Preprocessed, width: int, height: int) -> Image.Image:
-    """The whole photograph, as large as fits, with what the model never saw made pale and hatched.
+    """The whole photograph, as large as fits, with what the model never saw made pale and hatched."""
+    source, size, box = _fitted(image, width, height)
+    picture = np.asarray(_resized(source, size), np.float64)
+    return Image.fromarray(_unseen_pale(picture, box))
+
+
+def _fitted(
+    image: Preprocessed, width: int, height: int
+) -> tuple[Image.Image, tuple[int, int], tuple[int, int, int, int]]:
+    """The photograph, the size at which it fits, and the model's box there.
 
     Without the original it is the model's input, all of which was seen.
     """
-    source = Image.fromarray(image.pixels) if image.original is None else image.original
-    scale = min(width / source.width, height / source.height)
-    shown = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
-    picture = np.asarray(source.convert("RGB").resize(shown, Image.Resampling.LANCZOS), np.float64)
     if image.original is None:
-        return Image.fromarray(picture.astype(np.uint8))
+        source, box = Image.fromarray(image.pixels), (0, 0, image.pixels.shape[1], image.pixels.shape[0])
+    else:
+        source, box = image.original, image.model_box
+    scale = min(width / source.width, height / source.height)
+    size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
+    x0, y0, x1, y1 = (round(edge * scale) for edge in box)
+    x0, y0 = min(x0, size[0] - 1), min(y0, size[1] - 1)
+    return source, size, (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """For the eye: a large photograph is first averaged down to about three times the size, for speed."""
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _pale_grey(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    grey = np.asarray(_resized(picture.convert("L"), size), np.float64)
+    return np.rint(GREY_MIDDLE + GREY_CONTRAST * (grey - 127.5)).astype(np.uint8)
+
+
+def _unseen_pale(picture: FloatArray, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """RGB with all that lies outside of the box made pale and hatched."""
+    x0, y0, x1, y1 = box
     unseen = np.ones(picture.shape[:2], bool)
-    x0, y0, x1, y1 = (round(edge * scale) for edge in image.model_box)
     unseen[y0:y1, x0:x1] = False
-    pale = np.where(unseen[..., None], 0.45 * picture + 0.55 * 255, picture)
-    return Image.fromarray(_hatched(pale, unseen))
+    return _hatched(np.where(unseen[..., None], (1 - PALE) * picture + PALE * 255, picture), unseen)
 
 
 def color_bar(width: int, height: int, colormap: ColormapName, alpha: float) -> Image.Image:

@@ -251,7 +251,7 @@ def _pairs(manifest: Manifest, kind: GraphKind, settings: Settings) -> list[tupl
     """Graphs with the installed engines that may run them, as the settings allow, in the artifact's order."""
     graphs = [graph for graph in manifest.graphs if graph.kind == kind]
     wanted = [graph for graph in graphs if settings.precision in ("auto", graph.precision)]
-    if kind == "introspect":  # never int8; and one precision less than classify has is no reason to fail
+    if kind != "classify":  # never int8; and one precision less than classify has is no reason to fail
         wanted = [g for g in wanted or graphs if g.precision not in INT8]
     names = [name for name in ENGINE_NAMES if settings.engine in ("auto", name)]
     pairs = [(graph, name) for graph in wanted for name in names if name in graph.engines]

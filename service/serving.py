@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
 
@@ -28,6 +30,7 @@ from service.batch_types import BatchFailed, Closed, DeadlineMissed, Paused, Que
 from service.batcher import Admission
 from service.cache import AnswerCache
 from service.decoding import DecodePool
+from service.drawing_pool import DrawingPool
 from service.engines.machine import num_cores
 from service.errors import DeadlineExceeded, EngineFailed, LoadRefused, NotFound, NotReady, Overloaded
 from service.loading import LoadedGraph, LoadedModel, LoadError
@@ -57,7 +60,7 @@ class Ran:
 
 
 class Serving:
-    """Settings, models, decode pool and state of one server; `app.state.serving`.
+    """Settings, models, pools of threads and state of one server; `app.state.serving`.
 
     Args:
         when_loaded: called once, when the models are loaded (`state` is "ready") or cannot be ("failed",
@@ -79,6 +82,7 @@ class Serving:
             Limits(settings.max_image_bytes, settings.max_image_pixels),
             self.metrics,
         )
+        self.drawings = DrawingPool()
         self.cache = AnswerCache(settings.cache_bytes, self.metrics)
         self._state: Literal["loading", "ready", "draining", "failed"] = "loading"
         self._models: Repository | None = None
@@ -163,6 +167,7 @@ class Serving:
     def close(self, timeout_s: float) -> None:
         """End the threads; by now no request is left."""
         self.decoders.close()
+        self.drawings.close()
         if self._models is not None:
             self._models.close(timeout_s)
 
@@ -253,8 +258,18 @@ class Serving:
 
     def check_room(self, model: LoadedModel, kind: GraphKind, deadline: float) -> None:
         """Refuse before the body is read what would be refused after; raises as `run_images`."""
-        with self._problems(graph := _graph(model, kind)):
+        with self._problems(graph := graph_of(model, kind)):
             graph.batcher.check_room(1, deadline, self.decoders.seconds_for(1))
+
+    def check_time(self, model: LoadedModel, kind: GraphKind, num_rows: int, deadline: float) -> None:
+        """Refuse at once rows that cannot be done in time, be they more than the queue holds.
+
+        Raises:
+            DeadlineExceeded: they cannot, even if nothing else comes.
+            NotFound: the model has no such graph.
+        """
+        with self._problems(graph := graph_of(model, kind)):
+            graph.batcher.check_time(num_rows, deadline)
 
     async def run_images(
         self,
@@ -276,7 +291,7 @@ class Serving:
             BadImage, TooManyBytes: of the first bad one.
             NotFound: the model has no such graph.
         """
-        graph = _graph(model, kind)
+        graph = graph_of(model, kind)
         started = time.monotonic()
         with self._problems(graph):
             decoded_in_s = self.decoders.seconds_for(len(images))
@@ -294,9 +309,17 @@ class Serving:
         self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
     ) -> list[Result]:
         """Every row through a graph of the model, in order; raises as `run_images`, but for images."""
-        graph = _graph(model, kind)
+        graph = graph_of(model, kind)
         with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
             return await _results(admission, rows)
+
+    async def run_logits(
+        self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
+    ) -> list[NDArray[np.float32]]:
+        """As `run_rows`, but of what comes out only the logits are kept."""
+        graph = graph_of(model, kind)
+        with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
+            return await _logits(admission, rows)
 
     @contextmanager
     def _problems(self, graph: LoadedGraph) -> Iterator[None]:
@@ -328,7 +351,8 @@ def stages_of(results: Sequence[Result], decode_ms: float) -> Stages:
     return Stages(decode_ms, last.queue_ms, last.inference_ms, last.batch_size)
 
 
-def _graph(model: LoadedModel, kind: GraphKind) -> LoadedGraph:
+def graph_of(model: LoadedModel, kind: GraphKind) -> LoadedGraph:
+    """Raises NotFound: the model has no such graph."""
     if kind not in model.graphs:
         raise NotFound(f"The model {model.name!r} has no {kind} graph.")
     return model.graphs[kind]
@@ -341,6 +365,19 @@ async def _results(admission: Admission, rows: Sequence[Row]) -> list[Result]:
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
     finally:
         for future in futures:  # if one failed, the others' places are free again
+            future.cancel()
+
+
+async def _logits(admission: Admission, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+    futures = deque(admission.submit(rows))
+    found = []
+    try:
+        while futures:  # a future holds all that its batch gave
+            found.append((await asyncio.wrap_future(futures[0])).outputs["logits"].copy())
+            futures.popleft()
+        return found
+    finally:
+        for future in futures:
             future.cancel()
 
 

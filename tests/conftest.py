@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from export.pipeline import export_artifact
@@ -60,11 +61,15 @@ def embedded() -> Path:
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ResNet-20 with random weights and ten classes for 32x32 images, as an artifact."""
-    model = liven(build("resnet20", seed=1))
-    out = tmp_path_factory.mktemp("artifacts") / "resnet20"
-    export_artifact(
-        model, metadata_for(model), "resnet20", out, source="random weights", weights_sha256="0" * 64
-    )
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-20 with random weights and ten classes for 32x32 images, as an artifact; made once a run."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent  # of all workers
+    out = folder / "artifacts" / "resnet20"
+    with FileLock(folder / "artifacts.lock"):
+        if not out.exists():
+            model = liven(build("resnet20", seed=1))
+            about = {"source": "random weights", "weights_sha256": "0" * 64}
+            export_artifact(model, metadata_for(model), "resnet20", out, **about)
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from models.manifest import (
     Block,
     Graph,
+    GraphKind,
     Label,
     Manifest,
     Parity,
     Preprocessing,
     Provenance,
     ReceptiveField,
+    Reference,
     ShortcutKind,
     Variant,
+    lens_blocks,
 )
 from models.preprocess import Preprocessed
 from service.introspection import Quantities, measure
@@ -31,7 +34,10 @@ RESNET50 = ((3, 256), (4, 512), (6, 1024), (3, 2048))
 
 @dataclass(frozen=True)
 class Measured:
-    """Blocks by their F, s [C, H, W] in float32, and the graph's three outputs for them."""
+    """Blocks by their F, s [C, H, W] in float32, and what the attribute graph gives for them.
+
+    The contributions are made up, but sum to the best logit.
+    """
 
     manifest: Manifest
     residuals: list[Array]
@@ -41,8 +47,27 @@ class Measured:
     maps_MP: Array
 
     @property
+    def outputs(self) -> dict[str, Array]:
+        random = np.random.default_rng(6)
+        num_lenses = len(lens_blocks(self.manifest.blocks))
+        lens_MK = random.standard_normal((num_lenses, len(self.logits_K))).astype(np.float32)
+        lens_MK[-1] = self.logits_K
+        contributions_P = random.standard_normal(self.maps_MP.shape[1]).astype(np.float32)
+        rest = float(self.logits_K.max()) - float(contributions_P.sum(dtype=np.float64))
+        return self.introspected | {
+            "lens": lens_MK,
+            "contributions": contributions_P,
+            "constants": np.array([rest - 0.5, 0.75, -0.25], np.float32),
+        }
+
+    @property
+    def introspected(self) -> dict[str, Array]:
+        """What the introspect graph gives."""
+        return {"logits": self.logits_K, "scalars": self.scalars_LS, "maps": self.maps_MP}
+
+    @property
     def quantities(self) -> Quantities:
-        return measure(self.manifest, self.logits_K, self.scalars_LS, self.maps_MP)
+        return measure(self.manifest, self.outputs)
 
 
 def measured(residuals: Sequence[Array], shortcuts: Sequence[Array], variant: Variant = "v1") -> Measured:
@@ -116,17 +141,33 @@ def made_manifest(
         preprocessing=Preprocessing(resize=crop, crop=crop, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
         provenance=Provenance(source="nowhere", weights_sha256="0" * 64, num_parameters=1),
         blocks=tuple(blocks),
-        graphs=(_graph(len(labels)),),
+        graphs=(_graph("introspect", len(labels)), _graph("attribute", len(labels))),
         golden_image="golden.png",
         created="2026-01-01",
     )
 
 
-def _graph(num_classes: int) -> Graph:
+def made_reference(
+    manifest: Manifest,
+    scalars: Mapping[str, tuple[float, float, float]] | None = None,
+    maps: Mapping[str, float] | None = None,
+) -> Reference:
+    """The same percentiles for every block."""
+    num_blocks = len(manifest.blocks)
+    return Reference(
+        dataset="made up",
+        num_images=100,
+        num_lesion_images=10,
+        scalars={name: (band,) * num_blocks for name, band in (scalars or {}).items()},
+        maps={name: (peak,) * num_blocks for name, peak in (maps or {}).items()},
+    )
+
+
+def _graph(kind: GraphKind, num_classes: int) -> Graph:
     return Graph(
-        kind="introspect",
+        kind=kind,
         precision="fp32",
-        file="introspect.onnx",
+        file=f"{kind}.onnx",
         sha256="0" * 64,
         num_bytes=1,
         opset=20,

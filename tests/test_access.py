@@ -36,6 +36,7 @@ OPEN = {
         "/docs",
         "/docs/oauth2-redirect",
         "/openapi.json",
+        "/static/{path:path}",
         "/static-offline-docs/{path}",
         "/metrics",
         "/health/live",

@@ -212,6 +212,22 @@ def test_a_spoilt_curve_does_not_refuse_for_ever(engine: Doubler) -> None:
     batcher.close()
 
 
+def test_more_rows_than_the_queue_holds_are_refused_if_they_take_too_long(engine: Doubler) -> None:
+    """Also when it is idle; but not because it was slow lately."""
+    batcher = make(engine, max_batch_size=2, queue_capacity=4, ms=10_000)
+    with pytest.raises(DeadlineMissed):
+        batcher.check_time(100, time.monotonic() + 480)
+    batcher.check_time(100, time.monotonic() + 520)
+    batcher.close()
+    fast = make(engine, ms=1e-6)  # than which every batch is slower
+    fast.submit([row(1)])[0].result(timeout=60)
+    assert fast.wait_until_idle(60)
+    assert fast.batch_ms[1] > 2e-6
+    fast.check_time(1_000_000, time.monotonic() + 60)
+    assert fast.largest_batch == 4
+    fast.close()
+
+
 def test_an_entry_whose_deadline_has_passed_does_not_run(engine: Doubler, batcher: Batcher) -> None:
     held = hold(engine, batcher)
     deadline = time.monotonic() + 0.1

@@ -1,9 +1,10 @@
-"""benchmarks: theory, engines, aims and soak_batches. No timing is asserted, only what is said of it."""
+"""benchmarks: theory, engines, aims, soak_batches, introspection. What is said of timings, never a timing."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -13,19 +14,24 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import introspection
 from benchmarks.aims import judge, print_aims
 from benchmarks.engines import BenchError, bench_engines
+from benchmarks.peers.introspection import rows_of, time_slice
 from benchmarks.subjects import FloatInput
 from benchmarks.theory import Machine, cost_of, cpu_ceiling, intensity
 from models.count import count
 from models.manifest import read_manifest
+from models.resnet import build
 from models.zoo import ZOO
 from service.engines import open_engine
 from service.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
+PINS = (ROOT / "benchmarks" / "peers" / "introspection.txt", ROOT / "constraints.txt")
 NUMBERS = (
     "p50_ms", "p99_ms", "images_per_s", "gmacs_per_s", "ratio_to_ort_fp32", "max_abs_delta_logit",
     "top1_agreement", "golden_error",
@@ -210,3 +216,37 @@ def test_soak_batches_ends_with_json(artifact: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_refused(seconds: float, batches: tuple[int, ...], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         bench_engines([], load_settings(), seconds=seconds, batches=batches)
+
+
+# --- introspection -----------------------------------------------------------------------------------------
+
+
+def test_introspection_is_timed_beside_classify(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours alone: the peers have a venv of their own."""
+    arguments = ["--model", str(artifact), "--seconds", "0.001", "--rounds", "1", "--no-peers"]
+    assert introspection.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.index("theory: ") < out.index("x attribute")
+    document = json.loads(out.splitlines()[-1])
+    (model,) = document["models"]
+    rows = {row["row"]: row for row in model["rows"]}
+    assert {f"HTTP: {title}" for title, _ in introspection.FORMS} <= rows.keys()
+    for kind in ("classify", "introspect", "attribute", "all lesions, 10 rows"):
+        assert rows[f"onnxruntime: {kind}"]["ms"] > 0
+    assert rows["onnxruntime: classify"]["x_own"] == rows["onnxruntime: attribute"]["x_ours"] == 1
+
+
+def test_peers_that_are_not_there_say_so() -> None:
+    model = build("resnet20", depths=(1, 1), width=4).eval()
+    rows, missing = rows_of(model, torch.zeros(1, 3, 32, 32))
+    assert next(iter(rows)) == "torch: the forward pass alone"
+    assert len(time_slice(rows["torch: the forward pass alone"], 1e-9)) == 1
+    there = {title.partition(" ")[0] for title in rows}
+    assert there | missing.keys() == {"torch:", "captum", "grad-cam", "torchlens"}
+    assert not there & missing.keys()
+
+
+def test_peers_run_on_the_versions_that_we_do() -> None:
+    peers, ours = (dict(re.findall(r"^([\w-]+)==(\S+)$", path.read_text(), re.MULTILINE)) for path in PINS)
+    shared = {"numpy", "pydantic", "torch", "torchvision"}
+    assert {name: peers[name] for name in shared} == {name: ours[name] for name in shared}

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +57,7 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command() -> None:
     done = residuum("--help")
     assert done.returncode == 0
-    for name in ("serve", "classify", "introspect", "models", "train", "export", "bench"):
+    for name in ("serve", "classify", "introspect", "compare", "models", "train", "export", "bench"):
         assert name in done.stdout
         assert residuum(name, "--help").returncode == 0
 
@@ -93,7 +100,7 @@ def test_a_bad_image_does_not_lose_the_good_one(artifact: Path, photograph: Path
 
 
 def test_introspect_writes_what_the_suffix_says(artifact: Path, photograph: Path, tmp_path: Path) -> None:
-    for suffix in ("png", "npz", "json"):
+    for suffix in ("png", "npz", "json", "zip"):
         done = residuum("introspect", photograph, "--model", artifact, "-o", tmp_path / f"out.{suffix}")
         assert done.returncode == 0, done.stderr
         assert "stage3.2" in done.stdout
@@ -103,12 +110,120 @@ def test_introspect_writes_what_the_suffix_says(artifact: Path, photograph: Path
         assert arrays["maps/stage1.0/share"].shape == (32, 32)
     document = json.loads((tmp_path / "out.json").read_text())
     assert len(document["blocks"]) == 9
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.testzip() is None
+        names = {"introspection.json", "introspection.npz", "sheet.png"}
+        assert set(archive.namelist()) == names | {
+            f"blocks/{block['name']}.png" for block in document["blocks"]
+        }
     gated = residuum(
         "introspect", photograph, "--model", artifact, "--gates", "stage2.1:0", "--json", "--maps", "none"
     )
     block = json.loads(gated.stdout)["blocks"][4]
     assert block["name"] == "stage2.1"
     assert block["rms"]["residual"] == 0
+
+
+def test_introspect_shows_contributions_and_lesions(artifact: Path, photograph: Path, tmp_path: Path) -> None:
+    """One block has a picture of its own; the table has what the document has."""
+    out = tmp_path / "block.png"
+    asked = (
+        "introspect",
+        photograph,
+        "--model",
+        artifact,
+        "--blocks",
+        "stage3.1",
+        "--lesion",
+        "--target",
+        "3",
+    )
+    table = residuum(*asked, "-o", out)
+    assert table.returncode == 0, table.stderr
+    document = json.loads(residuum(*asked, "--json", "--maps", "none").stdout)
+    assert document["target"]["index"] == 3
+    (block,) = document["blocks"]
+    [line] = [line for line in table.stdout.splitlines() if line.startswith("stage")]
+    for number in (block["contribution"], block["lesion"]["delta_logit"], block["cosine"]):
+        assert f"{number:+.2f}" in line
+    assert block["lens"]["label"] in line
+    assert f"logit {document['decomposition']['logit']:.2f} = stem" in table.stdout
+    with Image.open(out) as picture:
+        assert picture.width == 1600
+
+
+def test_a_terminal_gets_a_table_of_its_width_and_no_colours_it_does_not_want(
+    artifact: Path, photograph: Path
+) -> None:
+    asked = (sys.executable, ROOT / "residuum.py", "introspect", photograph, "--model", artifact, "--lesion")
+    colored = in_a_terminal(80, *asked)
+    assert "\x1b[" in colored
+    plain = in_a_terminal(80, *asked, NO_COLOR="1")
+    assert "\x1b" not in plain
+    rows = [line for line in plain.splitlines() if line.startswith("stage")]
+    assert len(rows) == 9
+    assert max(len(line.rstrip()) for line in plain.splitlines()) <= 80
+    assert all("│" in line for line in rows)
+
+
+def test_a_terminal_without_the_letters_gets_others(artifact: Path, photograph: Path) -> None:
+    asked = ("introspect", photograph, "--model", artifact, "--blocks", "stage3")
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, ROOT / "residuum.py", *asked]
+    done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "stage3.2" in done.stdout.decode("ascii")
+
+
+def in_a_terminal(columns: int, *command: str | Path, **environment: str) -> str:
+    """What a command prints where its output is a terminal so wide."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=kept | {"TERM": "xterm-256color"} | environment,
+    )
+    os.close(theirs)
+    said = b""
+    with suppress(OSError), os.fdopen(ours, "rb", 0) as output:  # how Linux says that the other end is closed
+        while chunk := output.read(4096):
+            said += chunk
+    _, problems = process.communicate(timeout=300)
+    assert process.returncode == 0, problems.decode()
+    return said.decode()
+
+
+@pytest.fixture(scope="module")
+def other_photograph(photograph: Path) -> Path:
+    path = photograph.with_name("other.png")
+    Image.fromarray(synthetic_images(1, 120, seed=1)[0]).save(path)
+    return path
+
+
+def test_compare_puts_two_images_on_one_scale(
+    artifact: Path, photograph: Path, other_photograph: Path, tmp_path: Path
+) -> None:
+    """About A's top class in both; as a table, a picture and a document."""
+    asked = ("compare", photograph, other_photograph, "--model", artifact)
+    done = residuum(*asked, "-o", tmp_path / "both.json")
+    assert done.returncode == 0, done.stderr
+    documents = json.loads((tmp_path / "both.json").read_text())
+    a, b = documents["a"], documents["b"]
+    assert a["target"]["index"] == b["target"]["index"] == a["predictions"][0]["index"]
+    for first, second in zip(a["blocks"], b["blocks"], strict=True):
+        [line] = [line for line in done.stdout.splitlines() if line.startswith(first["name"])]
+        assert f"{first['share']['residual']:.2f}" in line
+        assert f"{second['ratio']:.2f}" in line
+        assert f"{second['contribution'] - first['contribution']:+.2f}" in line
+    assert residuum(*asked, "-o", tmp_path / "both.png").returncode == 0
+    with Image.open(tmp_path / "both.png") as picture:
+        assert picture.width == 1600
+    chosen = residuum(*asked, "--target", "3", "--quantities", "rms", "--json")
+    assert {json.loads(chosen.stdout)[letter]["target"]["index"] for letter in "ab"} == {3}
 
 
 def test_models_lists_the_embedded_one_and_the_folder(artifact: Path) -> None:
@@ -262,7 +377,13 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("classify", "x.jpg", "--top-k", "0"), "--top-k 0"),
         (("classify", "x.jpg", "--device", "tpu"), "--device tpu"),
         (("introspect", "x.jpg"), "x.jpg: No such file"),
-        (("introspect", "x.jpg", "-o", "x.bmp"), "must be .png, .npz or .json"),
+        (("introspect", "x.jpg", "-o", "x.bmp"), "must be .png, .npz, .json or .zip"),
+        (("introspect", "x.jpg", "--scale", "none"), "--scale none"),
+        (("introspect", "x.jpg", "-o", "x.png", "--quantities", "lens"), "no map is named"),
+        (("introspect", "x.jpg", "-o", "x.zip", "--quantities", "lens"), "no map is named"),
+        (("compare", "x.jpg", "y.jpg", "-o", "x.png", "--quantities", "lens"), "no map is named"),
+        (("compare", "x.jpg", "y.jpg"), "x.jpg: No such file"),
+        (("compare", "x.jpg", "y.jpg", "-o", "x.npz"), "must be .png or .json"),
         (("introspect", "x.jpg", "--gates", "stage9.0:1"), "stage9.0"),
         (("introspect", "x.jpg", "--alpha", "7"), "--alpha 7"),
         (("serve", "--port", "many"), "--port many"),
@@ -278,6 +399,16 @@ def test_mistakes_are_one_line_and_exit_2(arguments: tuple[str, ...], message: s
     assert done.returncode == 2
     assert done.stdout == ""
     assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_compare_names_the_image_that_it_cannot_read(
+    artifact: Path, photograph: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "noise.png").write_bytes(b"noise")
+    done = residuum("compare", photograph, tmp_path / "noise.png", "--model", artifact)
+    assert done.returncode == 2
+    assert "noise.png: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

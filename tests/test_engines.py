@@ -45,12 +45,13 @@ def classify(artifact: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs(artifact: Path) -> dict[str, np.ndarray]:
-    """Five rows for the introspect graph."""
+    """Five rows for the attribute graph, which takes what the others take too."""
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    return {"images": images, "gates": np.ones((5, len(read_manifest(artifact).blocks)), np.float32)}
+    gates = np.ones((5, len(read_manifest(artifact).blocks)), np.float32)
+    return {"images": images, "gates": gates, "target": np.arange(-1, 4)}
 
 
-def test_runs_both_graphs_at_several_batch_sizes(artifact: Path, inputs: dict[str, np.ndarray]) -> None:
+def test_runs_all_graphs_at_several_batch_sizes(artifact: Path, inputs: dict[str, np.ndarray]) -> None:
     manifest = read_manifest(artifact)
     logits = {}
     for graph in manifest.graphs:
@@ -63,6 +64,7 @@ def test_runs_both_graphs_at_several_batch_sizes(artifact: Path, inputs: dict[st
         logits[graph.kind] = together["logits"]
         engine.close()
     np.testing.assert_allclose(logits["classify"], logits["introspect"], atol=1e-4)
+    np.testing.assert_allclose(logits["classify"], logits["attribute"], atol=1e-4)
 
 
 def test_info(classify: Path) -> None:
@@ -232,7 +234,7 @@ def test_on_a_gpu_the_logits_are_those_of_the_cpu(artifact: Path, inputs: dict[s
 
 def test_fixed_buffers_give_the_same_rows(artifact: Path, inputs: dict[str, np.ndarray]) -> None:
     """What runs on CUDA, on the CPU: padded to a bucket, split where it is larger, and never overwritten."""
-    graph = read_manifest(artifact).graph("introspect")
+    graph = read_manifest(artifact).graph("attribute")
     assert graph is not None
     session = open_session(artifact / graph.file, [(CPU, {})], 1)
     bound = BoundSession(session, "cpu", (1, 2))
@@ -240,7 +242,7 @@ def test_fixed_buffers_give_the_same_rows(artifact: Path, inputs: dict[str, np.n
     for size in (1, 2, 3, 5):
         rows = {name: array[:size] for name, array in inputs.items()}
         first = bound.run(rows)
-        bound.run({"images": 255 - rows["images"], "gates": rows["gates"]})
+        bound.run({**rows, "images": 255 - rows["images"]})
         assert list(first) == names
         for name, expected in zip(names, session.run(names, rows), strict=True):
             np.testing.assert_allclose(first[name], expected, atol=1e-4)

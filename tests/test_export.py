@@ -34,6 +34,7 @@ from models.resnet import ResNet, build
 from models.zoo import ZOO
 from service.engines import EngineName
 from service.loading import LoadError, load_model
+from service.reference import measure_reference
 from service.settings import Settings
 from tests.conftest import liven, metadata_for
 
@@ -125,12 +126,17 @@ def test_graphs_are_clean(artifact: Path, manifest: Manifest) -> None:
 
 
 def test_the_manifest_says_what_was_measured(artifact: Path, manifest: Manifest) -> None:
-    classify, introspect = manifest.graphs
+    classify, introspect, attribute = manifest.graphs
     assert classify.parity.batch_sizes == (1, 3, 8)
     assert 0 < classify.parity.max_abs_delta_logit < 1e-4
     assert classify.parity.sum_parity_max_abs is None
     assert introspect.parity.sum_parity_max_abs is not None
     assert introspect.parity.sum_parity_max_abs < 1e-4
+    assert introspect.parity.completeness_max_abs is None
+    assert attribute.parity.sum_parity_max_abs == pytest.approx(introspect.parity.sum_parity_max_abs, rel=0.5)
+    assert attribute.parity.completeness_max_abs is not None
+    assert 0 < attribute.parity.completeness_max_abs < 1e-4
+    assert manifest.reference is None
     assert [block.shortcut for block in manifest.blocks].count("pad") == 2
     assert len(classify.golden_logits) == 10
 
@@ -144,9 +150,21 @@ def test_accuracy_is_measured_through_the_graph(tmp_path: Path) -> None:
     labels = np.where(np.arange(20) < 5, ranks[:, 0], np.where(np.arange(20) < 12, ranks[:, 4], ranks[:, 9]))
     validation = ValidationImages("made up", images, labels)
     manifest = export_artifact(
-        model, metadata_for(model), "m", tmp_path / "m", source="", weights_sha256="", validation=validation
+        model,
+        metadata_for(model),
+        "m",
+        tmp_path / "m",
+        source="",
+        weights_sha256="",
+        validation=validation,
+        precisions=Precisions(measure_reference=measure_reference),
     )
-    for graph in manifest.graphs:
+    assert manifest.reference is not None
+    assert (manifest.reference.dataset, manifest.reference.num_images) == ("made up", 20)
+    assert read_manifest(tmp_path / "m") == manifest
+    *measured, attribute = manifest.graphs
+    assert attribute.accuracy is None  # it is the network of introspect
+    for graph in measured:
         assert graph.accuracy is not None
         assert (graph.accuracy.top1, graph.accuracy.top5) == (0.25, 0.6)
 
@@ -221,7 +239,7 @@ def test_every_precision_has_its_graphs(several: Path) -> None:
     manifest = read_manifest(several)
     made = [(graph.kind, graph.precision) for graph in manifest.graphs]
     assert made == [(kind, name) for name in ("fp32", *OTHERS) for kind in KINDS[name]]
-    assert len(made) == 8
+    assert len(made) == 11
     for graph in manifest.graphs:
         assert graph.file == f"{graph.kind}.{graph.precision}.onnx"
         assert graph.engines == ENGINES[graph.precision]
@@ -237,7 +255,7 @@ def test_every_precision_says_what_it_costs(several: Path) -> None:
     graphs = {(graph.kind, graph.precision): graph for graph in read_manifest(several).graphs}
     for (kind, precision), graph in graphs.items():
         fp32 = graphs[kind, "fp32"]
-        if kind == "introspect" and precision != "fp32":
+        if kind == "attribute" or (kind == "introspect" and precision != "fp32"):
             assert (graph.accuracy, graph.verdict) == (None, None)
             continue
         assert graph.accuracy is not None

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.manifest import Manifest, read_manifest
+from service import introspection_zip, rendering
+from service.batch_types import Row, Run, Runner
+from service.drawing_pool import DrawingPool
+from service.encoded_maps import decode_codes, decode_map
 from service.errors import InvalidParameter
 from service.introspection import MAP_QUANTITIES, NotFiniteError
-from service.introspection_answer import decode_map
 from service.introspection_query import IntrospectQuery, resolve
 from service.introspection_schemas import Introspection
-from service.routes.introspect import JSON, NPZ, PNG, NotAcceptable, measured, negotiate
+from service.routes.introspect import JSON, NPZ, PNG, ZIP, NotAcceptable, measured, negotiate
 from tests.images import encode, photograph
 from tests.live import LiveServer, live_server
 from tests.measured import random_blocks
+from tests.test_monitor import Running, running
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LiveServer]:
-    with live_server(device="cpu", threads=1, max_batch_size=2) as running:
+def server(artifact: Path) -> Iterator[LiveServer]:
+    """Its queues hold fewer rows than the lesions of all blocks are."""
+    small = {"max_batch_size": 2, "queue_capacity": 4, "max_images": 4}
+    with live_server(device="cpu", threads=1, model=artifact, **small) as running:
         yield running
 
 
@@ -38,8 +51,8 @@ def client(server: LiveServer) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def manifest(embedded: Path) -> Manifest:
-    return read_manifest(embedded)
+def manifest(artifact: Path) -> Manifest:
+    return read_manifest(artifact)
 
 
 PHOTOGRAPH = encode(photograph(120, 80, seed=4), "JPEG")
@@ -73,6 +86,7 @@ def test_json(client: httpx.Client, manifest: Manifest, method: str) -> None:
     assert document["checks"]["energy_sum_err"] < 1e-4
     assert document["checks"]["map_scalar_err"] < 1e-4
     assert document["checks"]["sum_parity_max_abs"] < 1e-4
+    assert document["checks"]["completeness_abs_err"] < 1e-4
 
 
 def test_logits_agree_with_classify(client: httpx.Client, manifest: Manifest) -> None:
@@ -125,6 +139,225 @@ def test_a_gate_of_zero_removes_the_branch(client: httpx.Client, manifest: Manif
     assert without["predictions"] != whole["predictions"]
 
 
+def test_a_lesion_is_a_gate_of_zero(client: httpx.Client, manifest: Manifest) -> None:
+    whole = ask(client, maps="none", lesion=True, target=3).json()
+    assert len(whole["blocks"]) == len(manifest.blocks) > 4
+    for block in (whole["blocks"][0], whole["blocks"][-1]):
+        gated = ask(client, maps="none", quantities="rms", target=3, gates=f"{block['name']}:0").json()
+        lesion, best = block["lesion"], gated["predictions"][0]
+        assert (lesion["index"], lesion["label"]) == (best["index"], best["label"])
+        assert lesion["flipped"] == (best["index"] != whole["predictions"][0]["index"])
+        for name in ("logit", "probability"):
+            expected = gated["target"][name] - whole["target"][name]
+            assert lesion[f"target_delta_{name}"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_gates_stay_while_blocks_are_removed(client: httpx.Client) -> None:
+    gates = "stage1.1:0.5"
+    arrays = np.load(
+        io.BytesIO(ask(client, NPZ, blocks="stage2.0", quantities="lesion", gates=gates).content)
+    )
+    with arrays:
+        whole, without = arrays["lesion_logits"]
+        np.testing.assert_allclose(whole, arrays["logits"], atol=1e-5)
+    both = ask(client, NPZ, quantities="rms", gates=f"{gates},stage2.0:0").content
+    with np.load(io.BytesIO(both)) as gated:
+        np.testing.assert_allclose(without, gated["logits"], atol=1e-5)
+
+
+def test_the_logit_is_a_sum(client: httpx.Client) -> None:
+    for target in ("top1", "3"):
+        document = ask(client, target=target, quantities="contribution").json()
+        parts = document["decomposition"]
+        assert parts["logit"] == document["target"]["logit"]
+        assert parts["sum"] == pytest.approx(parts["logit"], abs=1e-4)
+        maps = [block["maps"]["contribution"] for block in document["blocks"]]
+        assert sum(block["contribution"] for block in document["blocks"]) == pytest.approx(parts["blocks"])
+        assert {(entry["vmin"], entry["levels"]) for entry in maps} == {(-maps[0]["vmax"], 254)}
+        largest = max(np.abs(decode_codes(entry).astype(int) - 127).max() for entry in maps)
+        assert largest == 127
+
+
+@pytest.mark.parametrize(
+    ("params", "runs"),
+    [
+        ({}, {"attribute": 1}),
+        ({"quantities": "lens"}, {"attribute": 1}),
+        ({"quantities": "ratio,share"}, {"introspect": 1}),
+        ({"quantities": "rms", "blocks": "stage1", "lesion": True}, {"introspect": 1 + 4}),
+        (
+            {"quantities": "contribution", "blocks": "stage3.2", "lesion": True},
+            {"attribute": 1, "introspect": 2},
+        ),
+    ],
+)
+def test_only_what_is_asked_for_runs(
+    client: httpx.Client, params: dict[str, str], runs: dict[str, int]
+) -> None:
+    before = images_run(client)
+    ask(client, maps="none", **params)
+    after = images_run(client)
+    ran = {graph: after[graph] - before[graph] for graph in after if after[graph] > before[graph]}
+    assert ran == runs
+
+
+def test_a_sheet_needs_no_contributions(client: httpx.Client) -> None:
+    before = images_run(client)
+    ask(client, PNG, lesion=True)
+    after = images_run(client)
+    assert after["introspect"] - before["introspect"] == 1
+    assert after["attribute"] == before["attribute"]
+
+
+def images_run(client: httpx.Client) -> dict[str, float]:
+    """Images that each graph has run."""
+    found = re.findall(r'residuum_batch_size_sum\{graph="(\w+)".*\} (.*)', client.get("/metrics").text)
+    return {graph: float(number) for graph, number in found}
+
+
+def test_zip(client: httpx.Client) -> None:
+    asked = {"blocks": "stage3", "quantities": "contribution,ratio"}
+    answer = ask(client, ZIP, **asked)
+    assert answer.headers["content-type"] == ZIP
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [
+            "introspection.json",
+            "introspection.npz",
+            "sheet.png",
+            *(f"blocks/stage3.{index}.png" for index in range(3)),
+        ]
+        document = json.loads(archive.read("introspection.json"))
+        pictures = {name: archive.read(name) for name in archive.namelist() if name.endswith(".png")}
+        with np.load(io.BytesIO(archive.read("introspection.npz")), allow_pickle=False) as arrays:
+            assert arrays["maps/stage3.0/contribution"].shape == (8, 8)
+    for block in document["blocks"]:
+        for entry in block["maps"].values():
+            assert entry.pop("data", None) is None
+            entry["data"] = ""
+    Introspection.model_validate(document)
+    assert pictures["sheet.png"] == ask(client, PNG, **asked).content
+    one = ask(client, PNG, **asked | {"blocks": "stage3.1"}).content
+    assert pictures["blocks/stage3.1.png"] == one
+    assert len(set(pictures.values())) == 4
+
+
+def notes_of(server: Running, ms: float | None = None) -> list[str]:
+    """The kinds of graphs that run from now on; of batches that seem to take so long."""
+    ran: list[str] = []
+
+    def noted(kind: str, run: Run, inputs: Row) -> dict[str, NDArray[Any]]:
+        ran.append(kind)
+        return run(inputs)
+
+    for kind, graph in server.serving.models.get(None).graphs.items():
+        [*_, runner] = graph.batcher._runners
+        batch_ms = runner.batch_ms if ms is None else dict.fromkeys(runner.batch_ms, ms)
+        graph.batcher.resume([Runner(partial(noted, kind, runner.run), batch_ms)])
+    return ran
+
+
+def test_lesions_that_cannot_be_done_in_time_are_refused_before_anything_runs(artifact: Path) -> None:
+    async def test() -> None:
+        async with running(artifact) as server:
+            ran = notes_of(server, ms=20_000)
+            lesions = await server.client.post("/introspect", content=PHOTOGRAPH, params={"lesion": True})
+            problem(lesions, 503, "deadline")
+            assert ran == []
+            plain = await server.client.post("/introspect", content=PHOTOGRAPH)
+            assert plain.status_code == 200
+            assert ran == ["attribute"]
+
+    asyncio.run(test())
+
+
+def test_pictures_of_too_many_blocks_are_refused_before_anything_runs(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(introspection_zip, "MAX_PICTURES", 8)
+    monkeypatch.setattr(rendering, "MAX_TILES", 17)
+
+    async def test() -> None:
+        async with running(artifact) as server:
+            ran = notes_of(server)
+            for accept, quantities in ((ZIP, "share"), (PNG, "share,ratio")):
+                for blocks, status in (("", 422), ("stage1", 200)):
+                    answer = await server.client.post(
+                        "/introspect",
+                        content=PHOTOGRAPH,
+                        params={"quantities": quantities, "blocks": blocks},
+                        headers={"accept": accept},
+                    )
+                    assert answer.status_code == status
+                    if status == 422:
+                        document = problem(answer, 422, "invalid_parameter")
+                        assert "blocks=" in document["hint"]
+                        assert ran == []
+                assert ran == ["introspect"]
+                ran.clear()
+
+    asyncio.run(test())
+
+
+def test_while_pictures_are_drawn_numbers_are_answered(artifact: Path) -> None:
+    """And so many pictures wait, and no more."""
+    started, let_go = threading.Event(), threading.Event()
+
+    def draw(check: Callable[[], None]) -> bytes:
+        started.set()
+        assert let_go.wait(60)
+        return b""
+
+    async def test() -> None:
+        async with running(artifact) as server:
+            server.serving.drawings.close()
+            server.serving.drawings = DrawingPool(1, 0)
+            other = asyncio.create_task(server.serving.drawings.draw(draw, math.inf))
+            await server.until(started.is_set)
+            statuses = {}
+            for accept in (PNG, ZIP, JSON, NPZ):
+                answer = await server.client.post(
+                    "/introspect", content=PHOTOGRAPH, headers={"accept": accept}
+                )
+                statuses[accept] = answer.status_code
+                if answer.status_code == 503:
+                    assert problem(answer, 503, "overloaded")
+                    assert int(answer.headers["retry-after"]) >= 1
+            let_go.set()
+            assert statuses == {PNG: 503, ZIP: 503, JSON: 200, NPZ: 200}
+            await other
+
+    asyncio.run(test())
+
+
+def test_a_drawing_ends_with_its_request(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client leaves while the first tile is drawn, and no other one is."""
+    drawn: list[int] = []
+    gone = threading.Event()
+
+    def tile(*arguments: Any) -> Image.Image:
+        drawn.append(arguments[4])
+        assert gone.wait(60)
+        return Image.new("RGB", (10, 10))
+
+    monkeypatch.setattr(rendering, "_tile", tile)
+
+    async def test() -> None:
+        async with running(artifact) as server:
+            request = asyncio.create_task(
+                server.client.post("/introspect", content=PHOTOGRAPH, headers={"accept": PNG})
+            )
+            await server.until(lambda: bool(drawn))
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            gone.set()
+            last = await server.serving.drawings.draw(lambda check: b"", math.inf)
+            assert last == b""
+
+    asyncio.run(test())
+    assert drawn == [0]
+
+
 def test_options_reach_the_answer(client: httpx.Client, manifest: Manifest) -> None:
     label = manifest.labels[7].label.upper()
     document = ask(
@@ -150,7 +383,6 @@ def test_options_reach_the_answer(client: httpx.Client, manifest: Manifest) -> N
     [
         ("blocks", "stage9.9"),
         ("quantities", "beauty"),
-        ("quantities", "lesion"),
         ("gates", "0,0"),
         ("gates", "stage1.0:nan"),
         ("target", "unicorn"),
@@ -161,7 +393,7 @@ def test_options_reach_the_answer(client: httpx.Client, manifest: Manifest) -> N
         ("render", "3d"),
         ("colormap", "rainbow"),
         ("alpha", "2"),
-        ("lesion", "true"),
+        ("lesion", "perhaps"),
         ("timeout_ms", "soon"),
         ("quality", "best"),
     ],
@@ -181,8 +413,8 @@ def test_a_picture_needs_a_map(client: httpx.Client) -> None:
 
 
 def test_what_cannot_be_offered(client: httpx.Client) -> None:
-    answer = client.post("/introspect", content=PHOTOGRAPH, headers={"accept": "application/zip"})
-    assert problem(answer, 406, "not_acceptable")["offered"] == [JSON, NPZ, PNG]
+    answer = client.post("/introspect", content=PHOTOGRAPH, headers={"accept": "text/html"})
+    assert problem(answer, 406, "not_acceptable")["offered"] == [JSON, NPZ, PNG, ZIP]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +438,7 @@ def test_wrong_method(client: httpx.Client) -> None:
 
 def test_the_documentation_names_every_form_and_parameter(client: httpx.Client) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/introspect"]["post"]
-    assert set(operation["responses"]["200"]["content"]) == {JSON, NPZ, PNG}
+    assert set(operation["responses"]["200"]["content"]) == {JSON, NPZ, PNG, ZIP}
     documented = {parameter["name"] for parameter in operation["parameters"]}
     assert documented == set(IntrospectQuery.model_fields)
     assert all("description" in parameter for parameter in operation["parameters"])
@@ -223,6 +455,7 @@ def test_the_documentation_names_every_form_and_parameter(client: httpx.Client) 
         (["image/png"], PNG),
         (["IMAGE/PNG; q=0.9"], PNG),
         (["application/x-npz"], NPZ),
+        (["application/zip"], ZIP),
         (["application/json, image/png"], JSON),
         (["*/*, image/png"], PNG),
         (["application/json;q=0.5, image/png;q=0.8, */*;q=0.1"], PNG),
@@ -235,7 +468,7 @@ def test_accept(accept: Sequence[str], chosen: str) -> None:
     assert negotiate(accept) == chosen
 
 
-@pytest.mark.parametrize("accept", ["application/zip", "text/*", "image/png;q=0", "*/*;q=0", "png"])
+@pytest.mark.parametrize("accept", ["application/x-zip", "text/*", "image/png;q=0", "*/*;q=0", "png"])
 def test_nothing_that_is_accepted_is_offered(accept: str) -> None:
     with pytest.raises(NotAcceptable):
         negotiate([accept])
@@ -243,7 +476,7 @@ def test_nothing_that_is_accepted_is_offered(accept: str) -> None:
 
 def test_gates_that_blow_up_are_the_clients_mistake() -> None:
     case = random_blocks([(8, 4, 4)])
-    outputs = {"logits": case.logits_K * np.inf, "scalars": case.scalars_LS, "maps": case.maps_MP}
+    outputs = case.outputs | {"logits": case.logits_K * np.inf}
     with pytest.raises(InvalidParameter, match="range of numbers"):
         measured(case.manifest, resolve(IntrospectQuery(gates="4"), case.manifest), outputs)
     with pytest.raises(NotFiniteError):

@@ -13,15 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.manifest import SCALARS, Variant, read_manifest
+from models.manifest import SCALARS, Variant, lens_blocks, read_manifest
 from models.resnet import build
-from service.introspection import (
-    COSINE_ERROR_LIMIT,
-    MAP_QUANTITIES,
-    NotFiniteError,
-    Quantities,
-    measure,
-)
+from service.attribution import LesionLogits
+from service.introspection import MAP_QUANTITIES, NotFiniteError, Quantities, measure
+from service.mean_squares import COSINE_ERROR_LIMIT
+from service.postprocess import softmax
 from tests.conftest import liven
 from tests.measured import Measured, measured, random_blocks
 
@@ -83,7 +80,11 @@ def tensors(case: Measured, index: int) -> tuple[Float64, Float64]:
 
 def block_maps(case: Measured, quantities: Quantities, index: int) -> dict[str, Float64]:
     shape = case.manifest.blocks[index].shape[1:]
-    return {name: quantities.maps[name][quantities.slices[index]].reshape(shape) for name in MAP_QUANTITIES}
+    return {
+        name: quantities.maps[name][quantities.slices[index]].reshape(shape)
+        for name in MAP_QUANTITIES
+        if name != "contribution"
+    }
 
 
 @pytest.mark.parametrize("variant", ["v1", "v2"])
@@ -211,20 +212,105 @@ def test_the_checks_are_small_and_notice_what_is_wrong() -> None:
 
     wrong = case.scalars_LS.copy()
     wrong[1, SCALARS.index("sum_mean_square")] *= 1.01
-    noticed = measure(case.manifest, case.logits_K, wrong, case.maps_MP)
+    noticed = measure(case.manifest, case.introspected | {"scalars": wrong})
     assert noticed.energy_sum_err > 5e-3
     assert noticed.map_scalar_err == pytest.approx(0.01, rel=1e-2)
 
     shifted = np.roll(case.maps_MP, 7, axis=1)  # as if the blocks lay elsewhere along the axis
-    assert measure(case.manifest, case.logits_K, case.scalars_LS, shifted).map_scalar_err > 1e-3
+    assert measure(case.manifest, case.introspected | {"maps": shifted}).map_scalar_err > 1e-3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_outputs_that_are_not_finite_are_refused(bad: float) -> None:
+@pytest.mark.parametrize("output", ["logits", "maps", "lens", "contributions", "constants"])
+def test_outputs_that_are_not_finite_are_refused(output: str, bad: float) -> None:
     case = random_blocks(SHAPES)
-    case.maps_MP[2, 5] = bad
+    outputs = case.outputs
+    outputs[output] = outputs[output].copy()
+    outputs[output].flat[2] = bad
     with pytest.raises(NotFiniteError):
-        _ = case.quantities
+        measure(case.manifest, outputs)
+
+
+def test_contributions_are_summed_by_block() -> None:
+    case = random_blocks(SHAPES)
+    quantities, contributions_P = case.quantities, case.outputs["contributions"].astype(np.float64)
+    assert np.array_equal(quantities.maps["contribution"], contributions_P)
+    expected = [contributions_P[part].sum() for part in quantities.slices]
+    assert quantities.scalars["contribution"] == pytest.approx(expected)
+    parts = quantities.decomposition
+    assert parts is not None
+    assert (parts.shortcut_biases, parts.head_bias) == (0.75, -0.25)
+    assert parts.blocks == pytest.approx(sum(expected))
+    assert parts.sum == pytest.approx(parts.stem + 0.75 - 0.25 + parts.blocks)
+    assert parts.logit == case.logits_K.max() == pytest.approx(parts.sum, abs=1e-5)
+
+
+def test_a_target_is_what_lens_and_decomposition_are_about() -> None:
+    case = random_blocks(SHAPES)
+    quantities = measure(case.manifest, case.outputs, target=3)
+    assert quantities.target == 3
+    assert quantities.decomposition is not None
+    assert quantities.decomposition.logit == case.logits_K[3]
+    lens_MK = case.outputs["lens"]
+    with_lens = lens_blocks(case.manifest.blocks)
+    assert with_lens == [len(SHAPES) - 1]  # only there the shape is the head's
+    for row, index in zip(lens_MK, with_lens, strict=True):
+        assert quantities.classes["lens"][index] == row.argmax()
+        assert quantities.scalars["lens.probability"][index] == pytest.approx(softmax(row).max())
+        assert quantities.scalars["lens.target_probability"][index] == pytest.approx(softmax(row)[3])
+        assert quantities.scalars["lens.target_logit"][index] == row[3]
+    without = np.delete(np.arange(len(SHAPES)), with_lens)
+    for name in ("lens.probability", "lens.target_probability", "lens.target_logit"):
+        assert np.isnan(quantities.scalars[name][without]).all()
+    assert (quantities.classes["lens"][without] == -1).all()
+
+
+def test_what_was_not_measured_is_not_there() -> None:
+    case = random_blocks(SHAPES)
+    quantities = measure(case.manifest, case.introspected)
+    assert not {"contribution", "lens.probability", "lesion.kl"} & quantities.scalars.keys()
+    assert "contribution" not in quantities.maps
+    assert (quantities.lens_MK, quantities.decomposition, quantities.lesions) == (None, None, None)
+    assert quantities.classes == {}
+
+
+def test_lesions_are_differences_of_logits_and_probabilities() -> None:
+    case = random_blocks(SHAPES)
+    logits = np.random.default_rng(2).standard_normal((4, 12)).astype(np.float32)
+    quantities = measure(case.manifest, case.outputs, target=5, lesions=LesionLogits((0, 2, 3), logits))
+    scalars, best = quantities.scalars, int(case.logits_K.argmax())
+    assert best != logits[0].argmax(), "a graph of other rounding may prefer another class than the answer's"
+    exact = logits.astype(np.float64)
+    whole = softmax(exact[0])
+    for row, index in enumerate((0, 2, 3), 1):
+        removed = softmax(exact[row])
+        expected = {
+            "delta_logit": exact[row, best] - exact[0, best],
+            "delta_probability": removed[best] - whole[best],
+            "kl": (whole * np.log(whole / removed)).sum(),
+            "target_delta_logit": exact[row, 5] - exact[0, 5],
+            "target_delta_probability": removed[5] - whole[5],
+        }
+        ours = {name: scalars[f"lesion.{name}"][index] for name in expected}
+        assert ours == pytest.approx(expected, rel=1e-9)
+        assert quantities.classes["lesion"][index] == logits[row].argmax()
+    assert np.isnan(scalars["lesion.kl"][1])
+    assert quantities.classes["lesion"][1] == -1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_lesion_without_finite_logits_is_null_and_harms_no_other(bad: float) -> None:
+    case = random_blocks(SHAPES)
+    logits = np.random.default_rng(2).standard_normal((3, 12)).astype(np.float32)
+    fine = measure(case.manifest, case.outputs, lesions=LesionLogits((1, 2), logits)).scalars["lesion.kl"]
+    logits[1, 7] = bad
+    quantities = measure(case.manifest, case.outputs, lesions=LesionLogits((1, 2), logits))
+    assert np.isnan(quantities.scalars["lesion.kl"][1])
+    assert quantities.scalars["lesion.kl"][2] == fine[2]
+    assert quantities.classes["lesion"].tolist() == [-1, -1, logits[2].argmax(), -1]
+    logits[0, 0] = bad  # nothing to compare with
+    quantities = measure(case.manifest, case.outputs, lesions=LesionLogits((1, 2), logits))
+    assert np.isnan(quantities.scalars["lesion.kl"]).all()
 
 
 def test_the_exported_graph_against_the_network(artifact: Path) -> None:
@@ -236,8 +322,9 @@ def test_the_exported_graph_against_the_network(artifact: Path) -> None:
     gates = np.ones((1, len(manifest.blocks)), np.float32)
     gates[0, [2, 5]] = 0.5, -1.5
     session = onnxruntime.InferenceSession(artifact / graph.file, providers=["CPUExecutionProvider"])
-    logits, scalars, maps = session.run(["logits", "scalars", "maps"], {"images": images, "gates": gates})
-    quantities = measure(manifest, logits[0], scalars[0], maps[0])
+    names = ["logits", "scalars", "maps"]
+    outputs = session.run(names, {"images": images, "gates": gates})
+    quantities = measure(manifest, {name: rows[0] for name, rows in zip(names, outputs, strict=True)})
 
     spec = manifest.preprocessing
     pixels = (images / 255.0 - np.array(spec.mean)) / np.array(spec.std)

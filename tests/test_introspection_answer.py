@@ -13,39 +13,59 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.manifest import SCALARS
-from service.introspection import MAP_QUANTITIES, MapQuantity, measure
+from models.manifest import CONSTANTS, SCALARS, Manifest, lens_blocks
+from service.attribution import LesionLogits
+from service.encoded_maps import NULLABLE, decode_codes, decode_map, encode_map, map_range
+from service.introspection import (
+    MAP_QUANTITIES,
+    NOT_EXPORTED,
+    SCALAR_GROUPS,
+    MapQuantity,
+    Quantities,
+    measure,
+)
 from service.introspection_answer import (
-    NULLABLE,
+    ASK_FOR_LESIONS,
+    NO_LENS,
+    NO_REFERENCE,
+    NOT_ASKED,
     Run,
     answer,
-    decode_codes,
-    decode_map,
-    encode_map,
-    map_range,
+    predictions_with_target,
     to_json,
     to_npz,
 )
 from service.introspection_query import IntrospectQuery, Options, resolve
 from service.introspection_schemas import Introspection
-from tests.measured import Measured, measured, random_blocks, resnet50_manifest, seen
+from tests.measured import (
+    Measured,
+    made_reference,
+    measured,
+    random_blocks,
+    resnet50_manifest,
+    seen,
+)
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2)]
 RUN = Run("fp32", "onnxruntime", {"decode": 1.23456, "queue": 0.1, "inference": 22.2, "total": 23.5})
 
-# INTROSPECTION.md's example, in its order; what is ours beyond it stands at the end of its object.
 KEYS = {
-    "": "model image target predictions gates blocks checks timing_ms null_reasons",
+    "": "model image target predictions gates blocks decomposition checks reference timing_ms null_reasons",
     "model": "name version variant precision engine",
     "image": "width height model_box input",
     "target": "index label mode probability logit",
     "block": "name stage index shortcut shape stride receptive_field rms std_residual ratio cosine "
-    "cosine_centered energy share relu contribution lens lesion maps",
+    "cosine_centered energy share relu contribution lens lesion outside_band maps",
     "receptive_field": "center0 size",
     "rms": "residual shortcut output",
     "energy": "residual shortcut cross",
     "share": "residual shortcut",
     "relu": "clip_fraction clip_energy erased written",
+    "lens": "index label probability target_probability target_logit",
+    "lesion": "delta_logit delta_probability kl flipped index label target_delta_logit "
+    "target_delta_probability",
+    "decomposition": "stem shortcut_biases head_bias blocks sum logit",
+    "reference": "dataset num_images num_lesion_images percentiles",
     "map": "shape dtype vmin vmax levels null data",
     "checks": "sum_parity_max_abs completeness_abs_err energy_sum_err map_scalar_err",
 }
@@ -56,9 +76,21 @@ def options(case: Measured, **given: Any) -> Options:
 
 
 def ask(case: Measured, **given: Any) -> dict[str, Any]:
-    document = answer(case.quantities, case.manifest, options(case, **given), seen(), RUN)
+    return document_of(case.quantities, case.manifest, **given)
+
+
+def document_of(quantities: Quantities, manifest: Manifest, /, **given: Any) -> dict[str, Any]:
+    document = answer(quantities, manifest, resolve(IntrospectQuery(**given), manifest), seen(), RUN)
+    Introspection.model_validate(document)
     parsed: dict[str, Any] = json.loads(to_json(document))
     return parsed
+
+
+def with_lesions(case: Measured, *blocks: int, target: int | None = None) -> Quantities:
+    """Each of them removed, and logits made up for it."""
+    logits = np.random.default_rng(9).standard_normal((len(blocks) + 1, 12)).astype(np.float32)
+    logits[0] = case.logits_K
+    return measure(case.manifest, case.outputs, target=target, lesions=LesionLogits(blocks, logits))
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +99,161 @@ def case() -> Measured:
 
 
 def test_the_keys_are_the_contracts_in_its_order(case: Measured) -> None:
-    document = ask(case)
-    block = document["blocks"][1]
+    known = case.manifest.model_copy(update={"reference": made_reference(case.manifest)})
+    document = document_of(with_lesions(case, 0, 1, 2, 3), known, lesion=True)
+    block = document["blocks"][3]
     objects = {"": document, "block": block, "map": block["maps"]["residual"]}
-    objects |= {name: document[name] for name in ("model", "image", "target", "checks")}
-    objects |= {name: block[name] for name in ("receptive_field", "rms", "energy", "share", "relu")}
+    of_document = ("model", "image", "target", "checks", "decomposition", "reference")
+    objects |= {name: document[name] for name in of_document}
+    of_block = ("receptive_field", "rms", "energy", "share", "relu", "lens", "lesion")
+    objects |= {name: block[name] for name in of_block}
     assert {name: " ".join(value) for name, value in objects.items()} == KEYS
     assert tuple(block["maps"]) == MAP_QUANTITIES
-    assert [block[name] for name in ("contribution", "lens", "lesion")] == [None] * 3
-    nulls = ("contribution", "lens", "lesion", "checks.completeness_abs_err")
-    assert document["null_reasons"] == dict.fromkeys(nulls, "not computed by this version")
-    Introspection.model_validate(document)
+    assert document["null_reasons"] == {}
+
+
+def test_what_must_be_asked_for_says_so(case: Measured) -> None:
+    document = ask(case)
+    assert list(document["blocks"][0]) == KEYS["block"].split()
+    assert [block["lesion"] for block in document["blocks"]] == [None] * 4
+    no_reference = {"reference": NO_REFERENCE, "outside_band": NO_REFERENCE}
+    assert document["null_reasons"] == {"lesion": ASK_FOR_LESIONS} | no_reference
+    assert (document["reference"], document["blocks"][0]["outside_band"]) == (None, None)
+
+    document = ask(case, quantities="ratio,lens")
+    not_asked = {"decomposition": NOT_ASKED, "checks.completeness_abs_err": NOT_ASKED}
+    assert document["null_reasons"] == not_asked | no_reference
+    assert (document["decomposition"], document["checks"]["completeness_abs_err"]) == (None, None)
+
+
+def test_contributions_sum_to_the_logit(case: Measured) -> None:
+    document = ask(case, maps="f32")
+    parts = document["decomposition"]
+    assert parts["logit"] == document["target"]["logit"]
+    assert sum(parts[name] for name in CONSTANTS) + parts["blocks"] == pytest.approx(parts["sum"], rel=1e-6)
+    assert document["checks"]["completeness_abs_err"] == pytest.approx(
+        abs(parts["sum"] - parts["logit"]), abs=2e-7
+    )
+    contributions = [block["contribution"] for block in document["blocks"]]
+    assert sum(contributions) == pytest.approx(parts["blocks"], rel=1e-6)
+    for block, contribution in zip(document["blocks"], contributions, strict=True):
+        assert decode_map(block["maps"]["contribution"]).sum() == pytest.approx(contribution, rel=1e-5)
+
+
+def test_the_lens_is_where_the_head_fits(case: Measured) -> None:
+    quantities = measure(case.manifest, case.outputs, target=2)
+    document = document_of(quantities, case.manifest, target="2")
+    *others, last = document["blocks"]
+    assert [block["lens"] for block in others] == [None] * 3
+    best = document["predictions"][0]  # the last block's lens is the network's own answer
+    assert last["lens"]["probability"] == best["probability"]
+    assert (last["lens"]["index"], last["lens"]["label"]) == (best["index"], best["label"])
+    for name in ("probability", "logit"):
+        assert last["lens"][f"target_{name}"] == document["target"][name]
+
+
+def test_lesions_are_told_of_the_blocks_asked_for(case: Measured) -> None:
+    document = document_of(with_lesions(case, 1, 3), case.manifest, blocks="stage1.1,stage3", lesion=True)
+    assert "lesion" not in document["null_reasons"]
+    whole = int(case.logits_K.argmax())
+    assert len(document["blocks"]) == 2
+    for block in document["blocks"]:
+        lesion = block["lesion"]
+        assert lesion["flipped"] == (lesion["index"] != whole)
+        assert lesion["label"] == f"class {lesion['index']}"
+        assert lesion["target_delta_logit"] == lesion["delta_logit"]  # the target is the best one
+        assert lesion["kl"] > 0
+    other = document_of(
+        with_lesions(case, 1, target=3), case.manifest, blocks="stage1.1", lesion=True, target="3"
+    )
+    [lesion] = [block["lesion"] for block in other["blocks"]]
+    assert lesion["delta_logit"] == document["blocks"][0]["lesion"]["delta_logit"]
+    assert lesion["target_delta_logit"] != lesion["delta_logit"]
+
+
+def test_a_lens_that_no_chosen_block_has_is_null_with_the_reason(case: Measured) -> None:
+    assert "lens" not in ask(case, blocks="stage2,stage3")["null_reasons"]
+    document = ask(case, blocks="stage1,stage2", quantities="lens")
+    assert [block["lens"] for block in document["blocks"]] == [None] * 3
+    assert document["null_reasons"]["lens"] == NO_LENS
+    assert "lens" not in ask(case, blocks="stage1", quantities="ratio")["null_reasons"]
+
+
+def test_a_picture_lists_the_target_whatever_its_rank(case: Measured) -> None:
+    ranks = np.argsort(-case.logits_K).tolist()
+    for target, expected in ((ranks[2], ranks[:3]), (ranks[-1], [*ranks[:2], ranks[-1]])):
+        quantities = measure(case.manifest, case.outputs, target=target)
+        rows = predictions_with_target(quantities, case.manifest, top_k=5, most=3)
+        assert [row["index"] for row in rows] == expected
+    assert rows[-1]["label"] == f"class {ranks[-1]}"
+    assert rows[-1]["logit"] == pytest.approx(case.logits_K.min())
+    alone = predictions_with_target(quantities, case.manifest, top_k=1, most=3)
+    assert [row["index"] for row in alone] == [ranks[0], ranks[-1]]
+
+
+def test_a_lesion_that_blew_up_is_null(case: Measured) -> None:
+    logits = np.stack([case.logits_K, case.logits_K * np.inf, case.logits_K / 2])
+    quantities = measure(case.manifest, case.outputs, lesions=LesionLogits((0, 1), logits))
+    document = document_of(quantities, case.manifest, blocks="stage1", quantities="lesion")
+    assert document["blocks"][0]["lesion"] is None
+    assert document["blocks"][1]["lesion"]["flipped"] is False
+
+
+def test_what_an_old_artifact_lacks_is_null_with_the_reason(case: Measured) -> None:
+    graphs = tuple(graph for graph in case.manifest.graphs if graph.kind != "attribute")
+    old = case.manifest.model_copy(update={"graphs": graphs})
+    quantities = measure(old, case.introspected)
+    document = document_of(quantities, old)
+    for name in ("contribution", "lens", "decomposition", "checks.completeness_abs_err"):
+        assert document["null_reasons"][name] == NOT_EXPORTED
+    for block in document["blocks"]:
+        assert (block["contribution"], block["lens"], block["maps"]["contribution"]) == (None, None, None)
+    data = to_npz(quantities, old, resolve(IntrospectQuery(maps="u8"), old), seen(), RUN)
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        assert np.isnan(arrays["scalars/contribution"]).all()
+        assert np.isnan(arrays["scalars/lens.probability"]).all()
+        assert np.isnan(arrays["maps/stage1.0/contribution"]).all()
+        assert "lens_logits" not in arrays
+
+
+def test_what_is_outside_of_the_band(case: Measured) -> None:
+    ratio = case.quantities.scalars["ratio"][0]
+    bands = {
+        "ratio": (ratio - 2e-9, ratio - 1e-9, ratio - 1e-9),
+        "rms.residual": (1e6, 2e6, 3e6),
+        "share.residual": (-1e6, 0.0, 1e6),
+        "contribution": (1e6, 2e6, 3e6),
+        "lens.target_logit": (1e6, 2e6, 3e6),
+        "lens.probability": (2.0, 2.0, 2.0),
+    }
+    reference = made_reference(case.manifest, bands)
+    known = case.manifest.model_copy(update={"reference": reference})
+    document = document_of(case.quantities, known)
+    assert document["reference"] == {
+        "dataset": "made up",
+        "num_images": 100,
+        "num_lesion_images": 10,
+        "percentiles": [5, 50, 95],
+    }
+    first, last = document["blocks"][0]["outside_band"], document["blocks"][3]["outside_band"]
+    assert first == {"rms.residual": "below", "ratio": "above", "contribution": "below"}
+    assert last.items() >= {"lens.probability": "below", "lens.target_logit": "below"}.items()
+    # Only of what was asked for; and the reference knows contributions to the best class only.
+    document = document_of(case.quantities, known, quantities="share,rms")
+    assert document["blocks"][0]["outside_band"] == {"rms.residual": "below"}
+    worst = int(case.logits_K.argmin())
+    other = measure(known, case.outputs, target=worst)
+    document = document_of(other, known, target=str(worst), quantities="lens,contribution")
+    assert document["blocks"][0]["outside_band"] == {}
+    assert document["blocks"][3]["outside_band"] == {"lens.probability": "below"}
+    unknown = made_reference(known).model_copy(update={"scalars": {"ratio": (None,) * 4}})
+    none_known = case.manifest.model_copy(update={"reference": unknown})
+    assert document_of(case.quantities, none_known)["blocks"][0]["outside_band"] == {}
 
 
 def test_the_header_says_what_was_asked_and_seen(case: Measured) -> None:
-    document = ask(case, target="n00000004", top_k=3, gates="stage2:0.25")
+    quantities = measure(case.manifest, case.outputs, target=4)
+    document = document_of(quantities, case.manifest, target="n00000004", top_k=3, gates="stage2:0.25")
     assert document["model"] == {
         "name": "made-up-resnet50",
         "version": "74b6dc776567",
@@ -105,16 +277,14 @@ def test_what_was_not_asked_for_is_absent(case: Measured) -> None:
     document = ask(case, blocks="stage2", quantities="ratio,residual,relu")
     [block] = document["blocks"]
     assert block["name"] == "stage2.0"
-    assert list(block) == [*KEYS["block"].split()[:7], "ratio", "relu", "maps"]
+    assert list(block) == [*KEYS["block"].split()[:7], "ratio", "relu", "outside_band", "maps"]
     assert list(block["maps"]) == ["residual", "ratio"]
-    Introspection.model_validate(document)
     assert ask(case, maps="none")["blocks"][0]["maps"] == {}
 
 
 def test_v2_says_null_for_relu() -> None:
     document = ask(random_blocks(SHAPES, variant="v2"))
     assert [block["relu"] for block in document["blocks"]] == [None] * len(SHAPES)
-    Introspection.model_validate(document)
 
 
 def test_dead_blocks_make_sound_json() -> None:
@@ -127,7 +297,6 @@ def test_dead_blocks_make_sound_json() -> None:
     assert np.isnan(decode_map(dead["maps"]["cosine"])).all()
     assert (decode_map(dead["maps"]["residual"]) == 0).all()
     assert decode_map(empty["maps"]["share"]) == pytest.approx(0.5, abs=1 / 510)
-    Introspection.model_validate(document)
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -142,28 +311,32 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def test_numbers_are_short(case: Measured) -> None:
-    document = ask(case, maps="none")
+    document = document_of(with_lesions(case, 0, 1, 2, 3), case.manifest, maps="none", lesion=True)
+    of_logits = [(block.pop("contribution"), block.pop("lens")) for block in document["blocks"]]
     for number in numbers(document["blocks"]):
         assert float(f"{number:.5g}") == number
+    assert all(float(f"{number:.8g}") == number for number in numbers(of_logits))
 
 
 def test_size_of_resnet50() -> None:
-    """All scalars of 16 blocks are under 8 kB; names, shapes and nulls around them make it under 10."""
+    """All scalars of 16 blocks are under 8 kB; names, shapes and nulls around them make it under 11."""
     manifest = resnet50_manifest()
     random = np.random.default_rng(0)
-    maps = random.random((4, sum(block.shape[1] * block.shape[2] for block in manifest.blocks)))
-    scalars = random.random((16, len(SCALARS)))
-    quantities = measure(
-        manifest,
-        random.standard_normal(1000).astype(np.float32),
-        scalars.astype(np.float32),
-        maps.astype(np.float32),
-    )
-    resolved = resolve(IntrospectQuery(maps="none"), manifest)
-    document = answer(quantities, manifest, resolved, seen(), RUN)
-    assert len(to_json(document)) < 10_000
+    num_positions = sum(block.shape[1] * block.shape[2] for block in manifest.blocks)
+    shapes = {
+        "logits": 1000,
+        "scalars": (16, len(SCALARS)),
+        "maps": (4, num_positions),
+        "lens": (len(lens_blocks(manifest.blocks)), 1000),
+        "contributions": num_positions,
+        "constants": len(CONSTANTS),
+    }
+    quantities = measure(manifest, {name: random.random(shape) for name, shape in shapes.items()})
+    document = document_of(quantities, manifest, maps="none")
+    assert len(to_json(document)) < 11_000
     scalars_alone = [
-        {name: block[name] for name in KEYS["block"].split()[7:15]} for block in document["blocks"]
+        {name: value for name, value in block.items() if name in SCALAR_GROUPS}
+        for block in document["blocks"]
     ]
     assert len(to_json({"blocks": scalars_alone})) < 8_000
 
@@ -177,7 +350,7 @@ def test_maps_come_back(case: Measured, encoding: str, scale: str) -> None:
         for quantity in MAP_QUANTITIES:
             entry = block["maps"][quantity]
             values = quantities.maps[quantity][quantities.slices[index]].reshape(entry["shape"])
-            step = (entry["vmax"] - entry["vmin"]) / 255
+            step = (entry["vmax"] - entry["vmin"]) / (entry["levels"] or 255)
             tolerance = {"u8": 0.502 * step, "f16": 5e-4 * (np.abs(values) + 1e-3), "f32": 1e-6}[encoding]
             assert entry["dtype"] == encoding
             assert np.all(np.abs(decode_map(entry) - values) <= tolerance), quantity
@@ -200,7 +373,38 @@ def test_scales_are_raw_declared_and_shared(case: Measured) -> None:
     assert len(set(by_stage)) == 3
     second = case.quantities.maps["residual"][case.quantities.slices[2]].max()
     assert by_stage[2] == pytest.approx(second, rel=1e-5)
-    assert map_range(case.quantities, case.manifest, "residual", 2) == (0, by_stage[2])
+    assert map_range(case.quantities, case.manifest, "residual", "stage", 2) == (0, by_stage[2])
+
+
+def test_contribution_is_scaled_around_zero(case: Measured) -> None:
+    values, slices = np.abs(case.quantities.maps["contribution"]), case.quantities.slices
+    peaks = [values[part].max() for part in slices]
+    of_stages = [max(peaks[:2]), max(peaks[:2]), *peaks[2:]]
+    for scale, expected in (("image", [values.max()] * 4), ("stage", of_stages)):
+        entries = [block["maps"]["contribution"] for block in ask(case, scale=scale)["blocks"]]
+        assert [entry["vmax"] for entry in entries] == pytest.approx(expected, rel=1e-5)
+        assert all(entry["vmin"] == -entry["vmax"] for entry in entries)
+
+
+def test_a_reference_scale_is_the_same_for_every_image(case: Measured) -> None:
+    peaks = {"residual": 0.5, "shortcut": 7.25, "output": 100.0, "contribution": 0.125}
+    reference = made_reference(case.manifest, maps=peaks)
+    known = case.manifest.model_copy(update={"reference": reference})
+    block = document_of(case.quantities, known, scale="reference")["blocks"][0]
+    ranges = {quantity: (entry["vmin"], entry["vmax"]) for quantity, entry in block["maps"].items()}
+    assert ranges == {
+        "residual": (0, 0.5),
+        "shortcut": (0, 7.25),
+        "output": (0, 100),
+        "share": (0, 1),
+        "ratio": (-4, 4),
+        "cosine": (-1, 1),
+        "contribution": (-0.125, 0.125),
+    }
+    cut = decode_map(block["maps"]["residual"])
+    exact = case.quantities.maps["residual"][case.quantities.slices[0]].reshape(cut.shape)
+    assert exact.max() > 0.5  # what is beyond the scale is cut to it
+    np.testing.assert_allclose(cut, np.minimum(exact, 0.5), atol=0.5 / 255)
 
 
 @settings(max_examples=60, deadline=None)
@@ -211,7 +415,8 @@ def test_scales_are_raw_declared_and_shared(case: Measured) -> None:
     st.booleans(),
 )
 def test_u8_is_right_to_half_a_step(quantity: MapQuantity, unit: Any, extent: float, with_null: bool) -> None:
-    vmin, vmax = (-extent, extent) if quantity in ("ratio", "cosine") else (0.0, extent)
+    signed = quantity in ("ratio", "cosine", "contribution")
+    vmin, vmax = (-extent, extent) if signed else (0.0, extent)
     values = vmin + unit * (vmax - vmin)
     if with_null and quantity in NULLABLE:
         values[1, 2] = np.nan
@@ -227,6 +432,11 @@ def test_codes_of_u8() -> None:
     entry = encode_map(values, "cosine", -1.0, 1.0, "u8")
     assert decode_codes(entry).tolist() == [[0, 127], [254, 255]]
     assert (entry["levels"], entry["null"]) == (254, 255)
+    entry = encode_map(np.array([[-2.0, 0.0, 2.0, 9.0]]), "contribution", -2.0, 2.0, "u8")
+    assert decode_codes(entry).tolist() == [[0, 127, 254, 254]]
+    assert (entry["levels"], entry["null"]) == (254, None)
+    flat = encode_map(np.zeros((1, 1)), "contribution", 0.0, 0.0, "u8")
+    assert (decode_codes(flat).tolist(), decode_map(flat).tolist()) == ([[127]], [[0]])
     entry = encode_map(np.array([[0.0, 1.0]]), "share", 0.0, 1.0, "u8")
     assert decode_codes(entry).tolist() == [[0, 255]]
     assert (entry["levels"], entry["null"]) == (255, None)
@@ -259,6 +469,24 @@ def test_npz_holds_the_same_answer(case: Measured) -> None:
     assert arrays["block_names"].tolist() == ["stage1.1", "stage3.0"]
     energies = [arrays[f"scalars/energy.{part}"] for part in ("residual", "shortcut", "cross")]
     assert sum(energies) == pytest.approx([1, 1])
+    assert arrays["scalars/contribution"].tolist() == [
+        case.quantities.scalars["contribution"][index] for index in (1, 3)
+    ]
+    assert arrays["lens_blocks"].tolist() == ["stage3.0"]
+    assert np.array_equal(arrays["lens_logits"], case.outputs["lens"])
+    assert np.isnan(arrays["scalars/lens.probability"]).tolist() == [True, False]
+    assert "lesion_logits" not in arrays
+
+
+def test_npz_has_the_logits_without_each_block(case: Measured) -> None:
+    quantities = with_lesions(case, 1, 3)
+    resolved = options(case, blocks="stage1.1,stage3", quantities="lesion")
+    with np.load(io.BytesIO(to_npz(quantities, case.manifest, resolved, seen(), RUN))) as arrays:
+        assert quantities.lesions is not None
+        assert np.array_equal(arrays["lesion_logits"], quantities.lesions.logits)
+        assert np.array_equal(arrays["lesion_logits"][0], arrays["logits"])
+        assert arrays["scalars/lesion.kl"].tolist() == quantities.scalars["lesion.kl"][[1, 3]].tolist()
+        assert "lens_logits" not in arrays
 
 
 def test_npz_without_maps_and_with_codes(case: Measured) -> None:

@@ -17,7 +17,7 @@ from service.introspection_query import (
     parse_target,
     resolve,
 )
-from tests.measured import made_manifest
+from tests.measured import made_manifest, made_reference
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (16, 4, 4), (32, 2, 2)]
 MANIFEST = made_manifest(SHAPES)  # stage1.0, 1.1, stage2.0, 2.1, stage3.0; 12 classes
@@ -40,7 +40,7 @@ def test_everything_has_a_default() -> None:
     assert default.target == Target("top1", None)
     assert default.blocks == (0, 1, 2, 3, 4)
     assert default.maps == MAP_QUANTITIES
-    assert default.groups == tuple(SCALAR_GROUPS)
+    assert default.groups == tuple(group for group in SCALAR_GROUPS if group != "lesion")
     assert default.complete
     assert default.encoding is None
     assert default.gates_L.tolist() == [1, 1, 1, 1, 1]
@@ -65,6 +65,29 @@ def test_a_quantity_may_be_a_map_and_a_scalar() -> None:
     assert both.maps == ("residual", "share")
     assert both.groups == ("rms", "share")
     assert not both.complete
+
+
+def test_what_is_suggested_exists() -> None:
+    plain = made_manifest(SHAPES, variant="plain")
+    with pytest.raises(ParameterError) as caught:
+        resolve(IntrospectQuery(quantities="shine"), plain)
+    assert caught.value.hint == "Maps: residual, output. Scalars: rms, std_residual, relu, lens, lesion."
+
+
+def test_lesions_are_asked_for_either_way() -> None:
+    named = options(quantities="lesion,contribution")
+    assert named.groups == ("contribution", "lesion")
+    assert named.maps == ("contribution",)
+    assert options(quantities="contribution", lesion=True).groups == named.groups
+    assert options(quantities="lesion", lesion=True).groups == ("lesion",)
+    everything = options(lesion=True)
+    assert everything.groups == tuple(SCALAR_GROUPS)
+    assert everything.complete
+
+
+def test_a_reference_can_be_scaled_by_where_there_is_one() -> None:
+    known = MANIFEST.model_copy(update={"reference": made_reference(MANIFEST)})
+    assert resolve(IntrospectQuery(scale="reference"), known).scale == "reference"
 
 
 @pytest.mark.parametrize(
@@ -119,8 +142,9 @@ def test_top_k_is_cut_unless_it_was_asked_for() -> None:
         ("blocks", "stage9", "stage9"),
         ("blocks", "stage1.0,stage", "stage1.0, stage1.1"),
         ("quantities", "share,shine", "residual, shortcut"),
-        ("quantities", "contribution", "not available"),
-        ("quantities", "lens", "not available"),
+        ("quantities", "share,shine", "contribution, lens, lesion"),
+        ("quantities", "rms.residual", "Ask for rms."),
+        ("quantities", "lens.label", "Ask for lens."),
         ("gates", "1,0", "2 values for 5 blocks"),
         ("gates", "stage2.0:nan", "-4 to 4"),
         ("gates", "stage2.0:inf", "-4 to 4"),
@@ -136,8 +160,7 @@ def test_top_k_is_cut_unless_it_was_asked_for() -> None:
         ("target", "unicorn", "no such class"),
         ("target", "", "no such class"),
         ("top_k", "13", "12 classes"),
-        ("scale", "reference", "not available"),
-        ("lesion", "true", "not available"),
+        ("scale", "reference", "without validation images"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(parameter: str, value: str, says: str) -> None:

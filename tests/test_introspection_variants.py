@@ -24,12 +24,32 @@ from models.blocks import BlockTaps
 from models.manifest import Manifest, Variant
 from models.preprocess import Preprocessed, preprocess
 from models.resnet import ResNet, build
-from service.introspection import ABSENT, MAP_QUANTITIES, NO_RELU, NO_SHORTCUT, Quantities, measure
-from service.introspection_answer import NOT_YET, Run, answer, decode_map, to_json, to_npz
+from service.encoded_maps import decode_map
+from service.introspecting import introspect
+from service.introspection import (
+    ABSENT,
+    MAP_QUANTITIES,
+    NO_RELU,
+    NO_SHORTCUT,
+    NOT_DIRECT,
+    NOT_LINEAR,
+    Quantities,
+    why_absent,
+)
+from service.introspection_answer import (
+    ASK_FOR_LESIONS,
+    NO_REFERENCE,
+    NOT_ASKED,
+    Run,
+    answer,
+    to_json,
+    to_npz,
+)
 from service.introspection_query import IntrospectQuery, ParameterError, resolve
 from service.introspection_schemas import Introspection
+from service.legends import OUTPUTS
 from service.loading import load_model
-from service.rendering import OUTPUTS, contact_sheet
+from service.rendering import contact_sheet
 from service.settings import Settings
 from tests.conftest import liven, metadata_for
 from tests.images import encode, photograph
@@ -44,7 +64,9 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...], Variant]] = {
     "pre-activation": ("resnetv2_164", (1, 1, 1), "v2"),
     "dense": ("densenet_bc100_k12", (2, 2, 2), "v2"),
 }
-LATER_REASONS = dict.fromkeys(("contribution", "lens", "lesion", "checks.completeness_abs_err"), NOT_YET)
+NO_REFERENCE_REASONS = {"reference": NO_REFERENCE, "outside_band": NO_REFERENCE}
+NOT_ASKED_REASONS = dict.fromkeys(("decomposition", "checks.completeness_abs_err"), NOT_ASKED)
+SUMS = ("contribution", "decomposition", "checks.completeness_abs_err")
 RELU_REASONS = {"relu": NO_RELU}
 PLAIN_REASONS = dict.fromkeys(
     [
@@ -55,15 +77,15 @@ PLAIN_REASONS = dict.fromkeys(
 )
 REASONS: dict[Variant, dict[str, str]] = {
     "v2": RELU_REASONS,
-    "highway": RELU_REASONS,
-    "plain": PLAIN_REASONS,
+    "highway": RELU_REASONS | dict.fromkeys(SUMS, NOT_LINEAR),
+    "plain": PLAIN_REASONS | dict.fromkeys(SUMS, NOT_DIRECT),
 }
 PLAIN_MAPS = ("residual", "output")
 
 
 @dataclass(frozen=True)
 class Case:
-    """An artifact, its network, and what its graph measured of PHOTOGRAPH with one branch halved."""
+    """An artifact, its network, and what its graphs measured of PHOTOGRAPH with one branch halved."""
 
     artifact: Path
     variant: Variant
@@ -97,11 +119,8 @@ def run(name: str, out: Path) -> Case:
     ) as model:
         gates = f"{model.manifest.blocks[1].name}:0.5"
         image = preprocess(PHOTOGRAPH, model.manifest.preprocessing, keep_original=True)
-        options = resolve(IntrospectQuery(gates=gates), model.manifest)
-        assert model.introspect is not None
-        (future,) = model.introspect.submit([{"images": image.pixels, "gates": options.gates_L}])
-        outputs = future.result().outputs
-        quantities = measure(model.manifest, *(outputs[name] for name in ("logits", "scalars", "maps")))
+        options = resolve(IntrospectQuery(gates=gates, lesion=True), model.manifest)
+        quantities, _ = introspect(model, image.pixels, options)
         return Case(out, variant, network, model.manifest, image, gates, quantities)
 
 
@@ -160,12 +179,14 @@ def test_every_quantity_is_right_or_null(case: Case) -> None:
     for index, tap in enumerate(taps_in_float64(case)):
         scalars, maps = references(tap, case.variant)
         for name, values in quantities.scalars.items():
+            if name.partition(".")[0] in ("contribution", "lens", "lesion"):
+                continue
             if name in scalars:
                 tolerance = 2e-3 if name.startswith("relu.") else 5e-5
                 assert values[index] == pytest.approx(scalars[name], rel=1e-4, abs=tolerance), (name, index)
             else:
                 assert np.isnan(values[index]), (name, index)
-        for quantity in MAP_QUANTITIES:
+        for quantity in set(MAP_QUANTITIES) - {"contribution"}:
             ours = quantities.maps[quantity][quantities.slices[index]]
             if quantity in maps:
                 truth = maps[quantity].reshape(-1)
@@ -178,19 +199,55 @@ def test_every_quantity_is_right_or_null(case: Case) -> None:
     assert quantities.map_scalar_err < 1e-5
 
 
+def test_what_the_logit_is_made_of(case: Case) -> None:
+    """Contributions sum to it where they exist; without them the artifact still has lens and lesions."""
+    quantities = case.quantities
+    parts = quantities.decomposition
+    assert (parts is None) == (case.variant in ("plain", "highway"))
+    if parts is not None:
+        assert parts.sum == pytest.approx(parts.logit, abs=1e-4)
+        assert parts.logit == quantities.logits_K.max()
+        assert np.abs(quantities.scalars["contribution"]).min() > 1e-3
+    assert quantities.scalars["lens.target_logit"][-1] == pytest.approx(quantities.logits_K.max(), abs=1e-5)
+    assert np.isfinite(quantities.scalars["lesion.kl"]).all()
+    document = case.ask(lesion=True, quantities="lens,lesion")
+    assert all(block["lesion"] for block in document["blocks"])
+    assert document["blocks"][-1]["lens"]["index"] == document["predictions"][0]["index"]
+
+
+def test_a_lesion_is_the_network_without_the_block(case: Case) -> None:
+    """Against the unfused network in float64; the halved branch stays halved elsewhere."""
+    lesions, spec = case.quantities.lesions, case.manifest.preprocessing
+    assert lesions is not None
+    pixels = (case.image.pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+    gates_RL = np.tile(resolve(IntrospectQuery(gates=case.gates), case.manifest).gates_L, (4, 1))
+    gates_RL[[1, 2, 3], [0, 1, 2]] = 0
+    network = liven(case.network).double()
+    with torch.no_grad():
+        x = torch.from_numpy(pixels).permute(2, 0, 1).expand(4, -1, -1, -1)
+        expected, _ = network.forward_taps(x, torch.from_numpy(gates_RL).double())
+    network.float()
+    np.testing.assert_allclose(lesions.logits[:4], expected.numpy(), rtol=1e-4, atol=1e-4)
+    assert np.abs(lesions.logits[1:4] - lesions.logits[0]).max(1).min() > 1e-2
+
+
 def test_json_says_why_each_null_is_null(case: Case) -> None:
     document = case.ask()
-    assert document["null_reasons"] == REASONS[case.variant] | LATER_REASONS
+    expected = REASONS[case.variant] | NO_REFERENCE_REASONS | {"lesion": ASK_FOR_LESIONS}
+    assert document["null_reasons"] == expected
     for block in document["blocks"]:
         assert tuple(block["maps"]) == MAP_QUANTITIES
         nulls = {
-            name for name in ("ratio", "cosine", "cosine_centered", "energy", "share") if not block[name]
+            name
+            for name in ("ratio", "cosine", "cosine_centered", "energy", "share", "contribution")
+            if block[name] is None
         }
         nulls |= {name for name, entry in block["maps"].items() if entry is None}
         for group in ("rms", "relu"):
             members = block[group]
             nulls |= {group} if members is None else {f"{group}.{m}" for m, v in members.items() if v is None}
-        assert nulls == REASONS[case.variant].keys()
+        assert nulls == REASONS[case.variant].keys() - set(SUMS[1:])
+    assert (document["decomposition"] is None) == ("decomposition" in expected)
 
 
 def test_npz_has_nan_where_json_has_null(case: Case) -> None:
@@ -205,6 +262,7 @@ def test_npz_has_nan_where_json_has_null(case: Case) -> None:
                 assert np.isnan(array).all() == (quantity in ABSENT[case.variant])
         assert np.isnan(arrays["scalars/share.residual"]).all() == (case.variant == "plain")
         assert np.isnan(arrays["scalars/relu.erased"]).all()
+        assert np.isnan(arrays["scalars/contribution"]).all() == (case.variant in ("plain", "highway"))
     Introspection.model_validate(metadata)
 
 
@@ -212,20 +270,21 @@ def test_a_picture_can_be_had(case: Case) -> None:
     default = "residual" if case.variant == "plain" else "share"
     picture = case.sheet()
     assert np.array_equal(picture, case.sheet(quantities=default))
-    existing = [quantity for quantity in MAP_QUANTITIES if quantity not in ABSENT[case.variant]]
+    existing = [quantity for quantity in MAP_QUANTITIES if not why_absent(quantity, case.manifest)]
     assert len(case.sheet(quantities=",".join(existing), scale="stage", render="raw")) > len(picture)
     assert OUTPUTS.keys() == ABSENT.keys()
 
 
 def test_a_map_that_does_not_exist_cannot_be_drawn(plain: Case) -> None:
     for quantity in set(MAP_QUANTITIES) - set(PLAIN_MAPS):
-        with pytest.raises(ParameterError, match=f"no {quantity} to draw: {NO_SHORTCUT}") as caught:
+        why = why_absent(quantity, plain.manifest)
+        with pytest.raises(ParameterError, match=f"no {quantity} to draw: {why}") as caught:
             plain.sheet(quantities=f"residual,{quantity}")
         assert (caught.value.parameter, caught.value.hint) == ("quantities", "Maps: residual, output.")
 
 
 def test_reasons_only_for_what_was_asked(plain: Case) -> None:
-    always = {"checks.completeness_abs_err": NOT_YET}
+    always = NOT_ASKED_REASONS | NO_REFERENCE_REASONS
     assert plain.ask(quantities="std_residual,output")["null_reasons"] == always
     document = plain.ask(quantities="share,relu,shortcut", maps="none")
     names = {"share", "relu.erased", "relu.written"}
@@ -235,6 +294,8 @@ def test_reasons_only_for_what_was_asked(plain: Case) -> None:
     assert named["blocks"][0]["maps"]["shortcut"] is None
     values = decode_map(named["blocks"][0]["maps"]["residual"])
     assert values.max() > 0
+    sums = plain.ask(quantities="contribution")["null_reasons"]
+    assert sums == dict.fromkeys(SUMS, NOT_DIRECT) | NO_REFERENCE_REASONS
 
 
 def test_the_route_and_the_command_line(

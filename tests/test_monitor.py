@@ -171,7 +171,7 @@ def test_what_fails_once_is_checked_and_not_built_anew(
                 await asyncio.sleep(0)
             assert server.serving.state == "ready"
             assert is_right(await server.classify(), expected)
-            assert len(workshop.engines) == 2  # classify and introspect, from the start
+            assert len(workshop.engines) == 3  # one a graph, from the start
             assert not workshop.engines[0].closed
 
     asyncio.run(check())
@@ -330,7 +330,7 @@ def test_where_an_image_alone_has_an_engine_of_its_own_both_are_checked(
             both = workshop.now()
             assert [engine.info.instances for engine in both] == [1, 2]
             both[which].fault = wrong
-            await server.until(lambda: len(workshop.engines) == 6)  # two of classify are new
+            await server.until(lambda: len(workshop.engines) == 8)  # two of classify are new
             await server.until_state("ready")
             assert [engine.closed for engine in both] == [1, 1]
             assert is_right(await server.classify(), expected)

@@ -9,7 +9,16 @@ from PIL import Image
 from models.manifest import Block, ReceptiveField
 from models.preprocess import Preprocessed
 from service.colormaps import colorize
-from service.overlay import cells_of_pixels, color_bar, grey_input, overlay, photograph, raw_cells
+from service.overlay import (
+    cells_of_pixels,
+    color_bar,
+    grey_input,
+    grey_photograph,
+    overlay,
+    overlay_whole,
+    photograph,
+    raw_cells,
+)
 
 CROP = 224
 
@@ -135,3 +144,36 @@ def test_the_bar_runs_from_low_to_high_and_shows_the_mixture_below() -> None:
     assert np.array_equal(bar[0, -1], [253, 231, 37])
     assert np.array_equal(bar[9, 0], np.rint(0.5 * np.array([68, 1, 84]) + 75))
     assert np.array_equal(*np.asarray(color_bar(50, 10, "magma", 1.0))[[0, 9]])
+
+
+def test_over_the_whole_photograph_only_what_the_model_saw_has_colours() -> None:
+    """The crop is 100 of 200 pixels; drawn at half the size, the map lies where `overlay` would put it."""
+    whole = grey_photograph(photographed(True), 100, 80)
+    assert whole.box == (25, 0, 75, 50)
+    assert whole.grey.shape == (50, 100)
+    values = np.zeros((7, 7))
+    values[2, 5] = 1.0
+    block = block_of(32)
+    picture = overlay_whole(values, block, CROP, whole, 0.0, 1.0, "viridis", 0.5)
+    inside = overlay(values, block, CROP, whole.grey[:, 25:75], 0.0, 1.0, "viridis", 0.5)
+    assert np.array_equal(picture[:, 25:75], inside)
+    impulse = np.argwhere(np.abs(inside.astype(int) - inside[0, 0]).sum(-1) > 30)
+    assert impulse.mean(0) == pytest.approx([(64 + 0.5) * 50 / CROP, (160 + 0.5) * 50 / CROP], abs=1)
+    outside = np.concatenate([picture[:, :25], picture[:, 75:]], axis=1).astype(int)
+    assert np.ptp(outside, axis=2).max() == 0
+    assert len(np.unique(outside[:, :20].reshape(-1, 3), axis=0)) > 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(4000, 30), (30, 4000)])
+def test_a_very_long_photograph_keeps_a_pixel_of_what_was_seen(width: int, height: int) -> None:
+    side = min(width, height)
+    box = ((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2)
+    image = Preprocessed(
+        np.zeros((32, 32, 3), np.uint8), "png", width, height, box, Image.new("RGB", (width, height))
+    )
+    whole = grey_photograph(image, 90, 90)
+    x0, y0, x1, y1 = whole.box
+    assert 0 <= x0 < x1 <= whole.grey.shape[1]
+    assert 0 <= y0 < y1 <= whole.grey.shape[0]
+    picture = overlay_whole(np.ones((7, 7)), block_of(32), CROP, whole, 0.0, 1.0, "viridis", 1.0)
+    assert picture[y0, x0].tolist() == [253, 231, 37]

@@ -205,7 +205,7 @@ def test_it_exports_and_its_sums_add_up(tmp_path: Path) -> None:
     model = prune(small("resnext50_32x4d"), 0.5)
     metadata = describe_pruned(model, 0.5, metadata_for(model))
     manifest = export_artifact(model, metadata, "x", tmp_path / "a", source="random", weights_sha256="0" * 64)
-    assert [graph.kind for graph in manifest.graphs] == ["classify", "introspect"]
+    assert [graph.kind for graph in manifest.graphs] == ["classify", "introspect", "attribute"]
     assert manifest.blocks == describe_blocks(model, 32)
     recipe = manifest.provenance.recipe
     assert recipe is not None

@@ -27,6 +27,7 @@ from torch import nn
 
 import residuum
 from export.options import OptionError, read_labels
+from export.precisions import KINDS
 from export.pull import Request, is_file
 from export.verify import source_input
 from models import pretrained
@@ -432,7 +433,7 @@ def test_precisions_are_asked_for_like_other_options(
     artifact = tmp_path / "artifacts" / "weights"
     manifest = read_manifest(artifact)
     made = [(graph.kind, graph.precision) for graph in manifest.graphs]
-    assert made == [(kind, name) for name in ("fp32", "fp16") for kind in ("classify", "introspect")]
+    assert made == [(kind, name) for name in ("fp32", "fp16") for kind in KINDS[name]]
     assert manifest.provenance.options == {"precisions": ["fp16"]}
     assert "report.md" in manifest.reports
     assert "is there already" in pull(path, "--precision", "fp16", "--precision", "fp32")[2]

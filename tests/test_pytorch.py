@@ -65,6 +65,8 @@ def inputs_for(path: Path, num_images: int, seed: int = 0) -> dict[str, NDArray[
         shape = (num_images, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]))
         if value.name == "images":
             found["images"] = random.integers(0, 256, shape, np.uint8)
+        elif value.name == "target":
+            found["target"] = random.integers(-1, 4, shape)
         else:
             found[value.name] = random.random(shape, np.float32)
     return found
@@ -81,9 +83,10 @@ def assert_same(
         np.testing.assert_allclose(ours[name], array, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
+@pytest.mark.parametrize("kind", ["introspect", "attribute"])
 @pytest.mark.parametrize("row", ROWS)
-def test_parity_with_onnx_runtime(row: str, exported: Export) -> None:
-    path = exported(row)
+def test_parity_with_onnx_runtime(row: str, kind: GraphKind, exported: Export) -> None:
+    path = exported(row, kind)
     engine, reference = TorchEngine(path, "fp32", CPU), OnnxRuntimeEngine(path, "fp32", CPU)
     for num_images in (1, 3, 7):
         inputs = inputs_for(path, num_images)

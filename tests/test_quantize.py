@@ -135,12 +135,10 @@ def test_the_interface_stays_and_the_file_shrinks(int8: Rounded, fp32: Path) -> 
 
 def test_it_answers_as_fp32_does_at_any_batch(int8: Rounded, fp32: Path) -> None:
     exact = open_session(fp32).run(["logits"], {"images": FRESH})[0]
-    rounded = run_as_written("classify", int8.path, "int8", FRESH)
+    rounded = run_as_written(int8.path, "int8", FRESH)
     assert (rounded.argmax(1) == exact.argmax(1)).mean() > 0.9
     assert ((rounded - exact) ** 2).mean() < 0.01 * exact.var()
-    single = np.concatenate(
-        [run_as_written("classify", int8.path, "int8", FRESH[i : i + 1]) for i in range(4)]
-    )
+    single = np.concatenate([run_as_written(int8.path, "int8", FRESH[i : i + 1]) for i in range(4)])
     # Sums in another order may fall on the other side of a rounding.
     np.testing.assert_allclose(single, rounded[:4], atol=0.02 * np.ptp(rounded))
 
@@ -148,7 +146,7 @@ def test_it_answers_as_fp32_does_at_any_batch(int8: Rounded, fp32: Path) -> None
 def test_real_kernels_compute_what_the_file_says(int8: Rounded) -> None:
     """Whatever the processor: no product overflows."""
     openvino = pytest.importorskip("openvino")
-    expected = run_as_written("classify", int8.path, "int8", FRESH)
+    expected = run_as_written(int8.path, "int8", FRESH)
     tolerance = 0.05 * np.ptp(expected)
     logits = open_session(int8.path).run(["logits"], {"images": FRESH})[0]
     np.testing.assert_allclose(logits, expected, atol=tolerance)
@@ -179,9 +177,7 @@ def test_trt_is_fp16_where_it_is_not_int8(int8_trt: Rounded) -> None:
 
 def test_trt_answers_as_fp32_does(int8_trt: Rounded, fp32: Path) -> None:
     exact = open_session(fp32).run(["logits"], {"images": FRESH})[0]
-    assert (
-        (run_as_written("classify", int8_trt.path, "int8-trt", FRESH) - exact) ** 2
-    ).mean() < 0.02 * exact.var()
+    assert ((run_as_written(int8_trt.path, "int8-trt", FRESH) - exact) ** 2).mean() < 0.02 * exact.var()
 
 
 @pytest.mark.parametrize(("variant", "additions"), [("v2", 9), ("highway", 9)])
@@ -242,7 +238,7 @@ def test_full_range_weights_are_for_who_asks(fp32: Path, tmp_path: Path) -> None
 
 def test_biases_take_up_the_mean_error(fp32: Path, int8: Rounded) -> None:
     exact = open_session(fp32).run(["logits"], {"images": IMAGES})[0]
-    error = run_as_written("classify", int8.path, "int8", IMAGES) - exact
+    error = run_as_written(int8.path, "int8", IMAGES) - exact
     assert np.abs(error.mean(0)).max() < 0.05 * exact.std()
 
 
@@ -310,10 +306,7 @@ def test_fine_tuning_rounds_where_the_graph_does(fp32: Path, int8: Rounded) -> N
     with torch.no_grad():
         found = network(normalised(FRESH, preprocessing)).numpy()
     exact = open_session(fp32).run(["logits"], {"images": FRESH})[0]
-    errors = [
-        ((logits - exact) ** 2).mean()
-        for logits in (found, run_as_written("classify", int8.path, "int8", FRESH))
-    ]
+    errors = [((logits - exact) ** 2).mean() for logits in (found, run_as_written(int8.path, "int8", FRESH))]
     assert errors[0] == pytest.approx(errors[1], rel=0.5)
 
 

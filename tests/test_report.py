@@ -32,7 +32,7 @@ def copy(artifact: Path, tmp_path: Path) -> Path:
 def manifest(artifact: Path) -> Manifest:
     """Two graphs in fp32, and one that stands for int8 with figures that are easy to divide."""
     found = read_manifest(artifact)
-    classify, introspect = found.graphs
+    classify, introspect, _ = found.graphs
     fp32 = classify.model_copy(update={"num_bytes": 4 * BYTES, "accuracy": accuracy(0.5)})
     int8 = classify.model_copy(
         update={

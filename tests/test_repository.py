@@ -67,7 +67,7 @@ def test_loads_warms_and_answers(artifact: Path, settings: Settings) -> None:
 
 def test_what_runs_each_graph_is_told(artifact: Path, settings: Settings) -> None:
     model = load_model(artifact, settings)
-    assert list(model.graphs) == ["classify", "introspect"]
+    assert list(model.graphs) == ["classify", "introspect", "attribute"]
     for graph in model.graphs.values():
         assert (graph.precision, graph.engine.name, graph.engine.mode) == ("fp32", "onnxruntime", "cpu")
         [trial] = graph.trials

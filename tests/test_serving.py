@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -156,6 +157,40 @@ def test_results_come_in_order(serving: Serving, model: LoadedModel, gate: Gate)
     gate.go_on.set()
     results = asyncio.run(serving.run_rows(model, "classify", [row(3), row(4)], soon()))
     assert [float(result.outputs["x"][0]) for result in results] == [3, 4]
+
+
+def test_of_what_comes_out_only_the_logits_are_kept(serving: Serving) -> None:
+    """The arrays of a batch are gone while later ones still run."""
+    gone: list[threading.Event] = []
+    in_time: list[bool] = []
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        if len(gone) >= 3:
+            in_time.append(gone[-3].wait(10))
+        maps = np.zeros((len(inputs["x"]), 1000))
+        gone.append(threading.Event())
+        weakref.finalize(maps, gone[-1].set)
+        return {"logits": inputs["x"] * 2, "maps": maps}
+
+    batcher = Batcher([Runner(run, {1: 1.0})], Scheduler("test", 1), max_wait_ms=0, queue_capacity=5)
+    graph = SimpleNamespace(batcher=batcher)
+    model = cast(LoadedModel, SimpleNamespace(name="test", graphs={"introspect": graph}))
+    rows = [row(value) for value in range(5)]
+    logits = asyncio.run(serving.run_logits(model, "introspect", rows, soon()))
+    batcher.close()
+    assert [float(one[0]) for one in logits] == [0, 2, 4, 6, 8]
+    assert all(one.base is None for one in logits)
+    assert in_time == [True, True]
+
+
+def test_rows_that_cannot_be_done_in_time_are_refused_at_once(serving: Serving) -> None:
+    batcher = Batcher([Runner(dict, {1: 10_000.0})], Scheduler("test", 1), max_wait_ms=0, queue_capacity=2)
+    graph = SimpleNamespace(batcher=batcher)
+    model = cast(LoadedModel, SimpleNamespace(name="test", graphs={"introspect": graph}))
+    serving.check_time(model, "introspect", 5, soon())
+    with pytest.raises(DeadlineExceeded):
+        serving.check_time(model, "introspect", 7, soon())
+    batcher.close()
 
 
 def test_the_batchers_refusals_are_problems(

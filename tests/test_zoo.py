@@ -17,6 +17,7 @@ from export.fuse import fuse_batchnorm
 from export.pipeline import export_artifact
 from export.verify import source_input, synthetic_images
 from models.count import count
+from models.manifest import WITHOUT_CONTRIBUTIONS
 from models.resnet import ResNet, build
 from models.zoo import ZOO, Architecture, UnknownArchitecture, architecture
 from tests.conftest import liven, metadata_for
@@ -95,13 +96,15 @@ STRUCTURES = {structure(name): name for name in reversed(ZOO)}
 
 
 @pytest.mark.parametrize("spec", STRUCTURES, ids=STRUCTURES.values())
-def test_both_graphs_export_and_agree_with_the_source(spec: Architecture, tmp_path: Path) -> None:
-    """The gates of the export hold logits and F + s against the unfused network in float64."""
+def test_its_graphs_export_and_agree_with_the_source(spec: Architecture, tmp_path: Path) -> None:
+    """The gates hold logits, F + s and the sum of contributions against the source in float64."""
     model = liven(ResNet(replace(spec, name=STRUCTURES[spec])).initialise(seed=0))
     out = tmp_path / "artifact"
     metadata = metadata_for(model, spec.input_size)
     manifest = export_artifact(model, metadata, "x", out, source="random", weights_sha256="0" * 64)
-    assert [graph.kind for graph in manifest.graphs] == ["classify", "introspect"]
+    assert [graph.kind for graph in manifest.graphs] == ["classify", "introspect", "attribute"]
+    complete = manifest.graphs[2].parity.completeness_max_abs is not None
+    assert complete == (spec.variant not in WITHOUT_CONTRIBUTIONS)
     assert manifest.variant == spec.variant
     assert len(manifest.blocks) == sum(spec.depths)
     for graph in manifest.graphs:

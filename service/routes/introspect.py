@@ -1,11 +1,12 @@
-"""POST /introspect: one image in; what every residual block did comes out, as JSON, NPZ or a picture."""
+"""POST /introspect: one image in; what every residual block did comes out, as JSON, NPZ, PNG or ZIP."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -13,25 +14,28 @@ from fastapi import APIRouter, Query, Request, Response
 
 from models.manifest import Manifest
 from service import errors
+from service.attribution import LesionLogits
 from service.batch_types import Row
 from service.body import read_image
 from service.cache import CACHE_HIT
-from service.errors import InvalidParameter, NotAcceptable, problem_responses
+from service.drawing import keep_on
+from service.errors import DeadlineExceeded, InvalidParameter, NotAcceptable, problem_responses
+from service.introspecting import graph_kind, inputs, lesion_chunks, lesion_logits, num_lesion_rows
 from service.introspection import NotFiniteError, Quantities, measure
-from service.introspection_answer import Run, answer, to_json, to_npz
+from service.introspection_answer import Run
+from service.introspection_forms import WITH_PICTURES, Form, shown, written
 from service.introspection_query import IntrospectQuery, Options, ParameterError, resolve
 from service.introspection_schemas import Introspection
-from service.loading import LoadedModel
-from service.rendering import contact_sheet, sheet_quantities
+from service.loading import LoadedGraph, LoadedModel
 from service.schemas import BINARY, image_body
-from service.serving import Ran, Serving, serving_of, while_client_waits
+from service.serving import Ran, Serving, graph_of, serving_of, while_client_waits
 from service.timing import Stages
 
 router = APIRouter(tags=["introspect"])
 
-JSON, NPZ, PNG = "application/json", "application/x-npz", "image/png"
-OFFERED = (JSON, NPZ, PNG)
-
+JSON, NPZ, PNG, ZIP = "application/json", "application/x-npz", "image/png", "application/zip"
+FORMS: dict[str, Form] = {JSON: "json", NPZ: "npz", PNG: "png", ZIP: "zip"}
+OFFERED = tuple(FORMS)
 
 RESPONSES = problem_responses(*errors.IMAGE_PROBLEMS, errors.NotAcceptable) | {
     200: {
@@ -39,7 +43,11 @@ RESPONSES = problem_responses(*errors.IMAGE_PROBLEMS, errors.NotAcceptable) | {
         "description": "The answer, in the form that `Accept` asks for",
         "content": {
             NPZ: {"schema": BINARY | {"description": "arrays for `numpy.load`, and the JSON as `metadata`"}},
-            PNG: {"schema": BINARY | {"description": "a contact sheet: the blocks over the photograph"}},
+            PNG: {
+                "schema": BINARY
+                | {"description": "a contact sheet: the blocks over the photograph; all maps of one block"}
+            },
+            ZIP: {"schema": BINARY | {"description": "JSON, NPZ, and all pictures as PNG"}},
         },
     }
 }
@@ -63,12 +71,11 @@ async def introspect(request: Request, query: Annotated[IntrospectQuery, Query()
     """Maps and scalars of every residual block for one image. PUT is the same call, for `curl -T cat.jpg`."""
     serving = serving_of(request)
     media_type = negotiate(request.headers.getlist("accept"))
+    form = FORMS[media_type]
     with serving.lease(query.model) as model:
         request.state.model = model.name
         try:
-            options = resolve(query, model.manifest)
-            if media_type == PNG:
-                sheet_quantities(options, model.manifest.variant)  # fails here and not after all the work
+            options = shown(form, resolve(query, model.manifest), model.manifest)
         except ParameterError as error:
             raise InvalidParameter(error.parameter, error.detail, error.hint) from error
         image = await read_image(request, serving.settings)
@@ -76,7 +83,7 @@ async def introspect(request: Request, query: Annotated[IntrospectQuery, Query()
         asked = query.model_dump_json(exclude={"timeout_ms"})
         parameters = ("introspect", model.fingerprint, asked, media_type)
         work = serving.cache.get(
-            [image], parameters, lambda: _introspect(serving, model, image, options, media_type, deadline)
+            [image], parameters, lambda: _introspect(serving, model, image, options, form, deadline)
         )
         introspected, cached = await while_client_waits(request, deadline, work)
     headers = {"Vary": "Accept"}
@@ -98,26 +105,63 @@ class _Introspected:
 
 
 async def _introspect(
-    serving: Serving, model: LoadedModel, data: bytes, options: Options, media_type: str, deadline: float
+    serving: Serving, model: LoadedModel, data: bytes, options: Options, form: Form, deadline: float
 ) -> _Introspected:
     started = time.monotonic()
-    gates = {"gates": options.gates_L}
-    keep_original = media_type == PNG
+    if form in WITH_PICTURES:
+        serving.drawings.check_room()
+    if num_rows := num_lesion_rows(options):
+        serving.check_time(model, "introspect", num_rows, deadline)
+    graph = graph_of(model, graph_kind(model, options))
     ran = await serving.run_images(
-        model, "introspect", [data], deadline, inputs=gates, keep_original=keep_original
+        model,
+        graph.kind,
+        [data],
+        deadline,
+        inputs=inputs(graph, options),
+        keep_original=form in WITH_PICTURES,
     )
-    # A picture takes tenths of a second, which the event loop does not have.
-    body = await asyncio.to_thread(_body, model, options, ran, media_type, started)
-    return _Introspected(body, ran.stages)
+    lesions, ran = await _without_blocks(serving, model, options, ran, deadline)
+    body = partial(_body, model.manifest, graph, options, ran, lesions, form, started)
+    if form not in WITH_PICTURES:
+        return _Introspected(await asyncio.to_thread(body), ran.stages)
+    try:
+        return _Introspected(await serving.drawings.draw(body, deadline), ran.stages)
+    except TimeoutError as error:
+        raise DeadlineExceeded("The request's deadline has passed.", serving.seconds_until_free()) from error
 
 
-def _body(model: LoadedModel, options: Options, ran: Ran, media_type: str, started: float) -> bytes:
-    """The graph's outputs in the form asked for."""
+async def _without_blocks(
+    serving: Serving, model: LoadedModel, options: Options, ran: Ran, deadline: float
+) -> tuple[LesionLogits | None, Ran]:
+    """What comes out without each block, where that was asked for; its time counts as the run's inference."""
+    started = time.monotonic()
+    logits = [
+        logits_K
+        for rows in lesion_chunks(model, ran.images[0].pixels, options)
+        for logits_K in await serving.run_logits(model, "introspect", rows, deadline)
+    ]
+    if not logits:
+        return None, ran
+    took_ms = (time.monotonic() - started) * 1000
+    before = ran.stages
+    stages = Stages(before.decode_ms, before.queue_ms, before.inference_ms + took_ms, before.batch_size)
+    return lesion_logits(options, logits), replace(ran, stages=stages)
+
+
+def _body(
+    manifest: Manifest,
+    graph: LoadedGraph,
+    options: Options,
+    ran: Ran,
+    lesions: LesionLogits | None,
+    form: Form,
+    started: float,
+    check: Callable[[], None] = keep_on,
+) -> bytes:
+    """What came out, in the form asked for."""
     [image], [result] = ran.images, ran.results
-    quantities = measured(model.manifest, options, result.outputs)
-    if media_type == PNG:
-        return contact_sheet(quantities, model.manifest, options, image)
-    graph = model.graphs["introspect"]
+    quantities = measured(manifest, options, result.outputs, lesions)
     timing_ms = {
         "decode": ran.stages.decode_ms,
         "queue": ran.stages.queue_ms,
@@ -125,12 +169,12 @@ def _body(model: LoadedModel, options: Options, ran: Ran, media_type: str, start
         "total": (time.monotonic() - started) * 1000,
     }
     run = Run(graph.precision, graph.engine.name, timing_ms)
-    if media_type == NPZ:
-        return to_npz(quantities, model.manifest, options, image, run)
-    return to_json(answer(quantities, model.manifest, options, image, run))
+    return written(form, quantities, manifest, options, image, run, check)
 
 
-def measured(manifest: Manifest, options: Options, outputs: Row) -> Quantities:
+def measured(
+    manifest: Manifest, options: Options, outputs: Row, lesions: LesionLogits | None = None
+) -> Quantities:
     """`measure`, where gates that blow the activations up are the client's mistake.
 
     Raises:
@@ -138,7 +182,7 @@ def measured(manifest: Manifest, options: Options, outputs: Row) -> Quantities:
         NotFiniteError: they are not, without gates.
     """
     try:
-        return measure(manifest, outputs["logits"], outputs["scalars"], outputs["maps"])
+        return measure(manifest, outputs, target=options.target.index, lesions=lesions)
     except NotFiniteError as error:
         if np.all(options.gates_L == 1):
             raise

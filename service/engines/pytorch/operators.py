@@ -188,10 +188,22 @@ def _reshape(x: Tensor, shape: list[int], *, allowzero: int = 0) -> Tensor:
     return x.reshape(sizes)
 
 
-def _gather(x: Tensor, index: int, *, axis: int = 0) -> Tensor:
-    if not isinstance(index, int):
+def _expand(x: Tensor, shape: list[int] | torch.Size) -> Tensor:
+    """A constant 1 is an axis as it is; a shape that the graph computes is of a tensor as large."""
+    return x.expand([-1 if size == 1 else size for size in shape] if isinstance(shape, list) else shape)
+
+
+def _gather(x: Tensor, index: int | Tensor, *, axis: int = 0) -> Tensor:
+    """At one index, or at those of a vector that the graph computes."""
+    if isinstance(index, list):
         raise TypeError(f"indices {index}")
-    return x.select(axis, index)
+    return x.select(axis, index) if isinstance(index, int) else x.index_select(axis, index)
+
+
+def _arg_max(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
+    if select_last_index:
+        raise ValueError("select_last_index")
+    return x.argmax(axis, bool(keepdims))
 
 
 def _slice(
@@ -225,27 +237,31 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Add": torch.add,
     "And": torch.logical_and,
+    "ArgMax": _arg_max,
     "AveragePool": _average_pool,
     "Cast": lambda x, *, to, saturate=1: x.to(DTYPES[to]),
     "Clip": torch.clamp,
     "Concat": lambda *tensors, axis: torch.cat(tensors, axis),
     "Conv": _conv,
     "Div": torch.div,
-    "Expand": lambda x, shape: x.expand(shape),
+    "Expand": _expand,
     "Gather": _gather,
     "Gemm": _gemm,
     "Greater": torch.gt,
+    "Less": torch.lt,
     "MaxPool": _max_pool,
     "Mul": torch.mul,
     "Pad": _pad,
     "ReduceL2": _reduce(torch.linalg.vector_norm),
     "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
     "Relu": torch.relu,
     "Reshape": _reshape,
-    "Shape": lambda x, *, start=0: x.shape[start:],
+    "Shape": lambda x, *, start=0, end=None: x.shape[start:end],
     "Sigmoid": torch.sigmoid,
     "Slice": _slice,
     "Sub": torch.sub,
     "Transpose": lambda x, *, perm: x.permute(perm),
     "Unsqueeze": _unsqueeze,
+    "Where": torch.where,
 }

@@ -1,0 +1,140 @@
+"""What every block contributes to the logit of one class, as a forward computation: no autograd.
+
+Freeze the masks of the ReLUs on the way of the shortcuts. Then the logit is linear in the branches: its
+gradient goes back along the shortcuts only, and a block contributes that gradient times its F. Written out,
+any engine runs it.
+
+logit = head's bias + contributions of all blocks + that of the stem + biases on the way, to rounding.
+
+All of it is float32, whatever the precision: a gradient spread over positions is below fp16's normal range.
+
+Shapes: N batch, C channels, H W space, P positions of all blocks one after another (`manifest.map_slices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.fuse import Affine
+from export.reductions import active
+from models.blocks import BlockTaps, PadChannels, ResidualBlock
+from models.resnet import ResNet
+
+
+class Step(NamedTuple):
+    """A layer between stem and head, what it took [N, C, H, W], and, of a block, what it made."""
+
+    layer: nn.Module
+    entered: Tensor
+    taps: BlockTaps | None
+
+
+def contributions(model: ResNet, steps: Sequence[Step], target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps [N, P], and what stem, biases on the way and head's bias add, [N, 3]: together the target's logit.
+
+    Args:
+        steps: one forward pass of the fused `model`, its head linear.
+    """
+    head = model.head
+    last = steps[-1].taps
+    assert last is not None, "a network ends in a block"
+    _, channels, height, width = last.output.shape
+    weight_NC = head.weight.index_select(0, target_N) / (height * width)
+    gradient = weight_NC[:, :, None, None].expand(-1, channels, height, width)
+    gradient, biases_N = _back(model.postact, last.output, gradient)
+    maps: list[Tensor] = []
+    for layer, entered, taps in reversed(steps):
+        way = layer
+        if taps is not None:
+            assert isinstance(layer, ResidualBlock)
+            if layer.has_relu:
+                gradient = gradient * active(taps.output)
+            maps.append((gradient * taps.residual.float()).sum(1).flatten(1))
+            way = layer.way_of_shortcut()
+        gradient, biases = _back(way, entered, gradient)
+        biases_N = biases_N + biases
+    stem_N = (gradient * steps[0].entered.float()).sum((1, 2, 3))
+    constants_N3 = torch.stack([stem_N, biases_N.expand_as(stem_N), head.bias.index_select(0, target_N)], 1)
+    return torch.cat(maps[::-1], 1), constants_N3
+
+
+def _back(layer: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """From a layer's output to its input x, masks frozen; and what its constants add to the logit, [N].
+
+    Raises:
+        TypeError: a kind of layer that no shortcut is made of.
+    """
+    if isinstance(layer, nn.Sequential):
+        children = list(layer)
+        entered = [x]
+        entered += [x := child(x) for child in children[:-1]]
+        added = torch.zeros(1)
+        for child, before in zip(reversed(children), reversed(entered), strict=True):
+            gradient, constant_N = _back(child, before, gradient)
+            added = added + constant_N
+        return gradient, added
+    for kind, back in BACK.items():
+        if isinstance(layer, kind):
+            return back(layer, x, gradient)
+    raise TypeError(f"{type(layer).__name__} is no layer of a shortcut")
+
+
+def _back_through_conv(conv: nn.Conv2d, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """A transposed 1x1 convolution: the same with the weights' axes swapped, then zeros between the cells."""
+    assert conv.kernel_size == (1, 1)
+    added = torch.zeros(1) if conv.bias is None else (gradient.sum((2, 3)) * conv.bias.float()).sum(1)
+    gradient = F.conv2d(gradient, conv.weight.float().transpose(0, 1))
+    return _spread(gradient, conv.stride[0], x, fill=False), added
+
+
+def _back_through_pool(pool: nn.AvgPool2d, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """To every pixel of a window its share; windows at the edge may have fewer, or there is none."""
+    stride = pool.kernel_size
+    assert isinstance(stride, int)
+    assert stride == pool.stride
+    rows, columns = (
+        torch.tensor([min(stride, pixels - stride * cell) for cell in range(cells)])
+        for pixels, cells in zip(x.shape[2:], gradient.shape[2:], strict=True)
+    )
+    return _spread(gradient / (rows[:, None] * columns), stride, x, fill=True), torch.zeros(1)
+
+
+def _back_through_affine(affine: Affine, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return gradient * affine.scale.float(), (gradient * affine.shift.float()).sum((1, 2, 3))
+
+
+def _back_through_relu(relu: nn.ReLU, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    return gradient * active(x), torch.zeros(1)
+
+
+def _back_through_pad(pad: PadChannels, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    kept = gradient[:, pad.before : gradient.shape[1] - pad.after]
+    return _spread(kept, pad.stride, x, fill=False), torch.zeros(1)
+
+
+def _spread(gradient: Tensor, stride: int, like: Tensor, fill: bool) -> Tensor:
+    """Each cell to stride x stride pixels, all of them or the first only, cut to the size of `like`."""
+    if stride == 1:
+        return gradient
+    for axis in (2, 3):
+        others = [gradient if fill else torch.zeros_like(gradient)] * (stride - 1)
+        gradient = torch.stack([gradient, *others], axis + 1).flatten(axis, axis + 1)
+    gradient = gradient[:, :, : like.shape[2], : like.shape[3]]
+    lacking = (0, like.shape[3] - gradient.shape[3], 0, like.shape[2] - gradient.shape[2])
+    return F.pad(gradient, lacking) if any(lacking) else gradient
+
+
+Back = Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor]]
+BACK: dict[type[nn.Module], Back] = {
+    nn.Identity: lambda layer, x, gradient: (gradient, torch.zeros(1)),
+    nn.Conv2d: _back_through_conv,
+    nn.AvgPool2d: _back_through_pool,
+    Affine: _back_through_affine,
+    nn.ReLU: _back_through_relu,
+    PadChannels: _back_through_pad,
+}

@@ -1,0 +1,354 @@
+"""Tables for the terminal: predictions, blocks with small bars, and two images beside each other.
+
+On a terminal a table is made as wide as that is; piped, nothing is cut and nothing is coloured. It prints the
+documents of introspection_answer.py, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from models.manifest import Manifest
+    from service.introspection_query import Options
+
+Document = Mapping[str, Any]  # of introspection_answer.py, or a part of it
+Scalars = Mapping[str, Iterable[float]]  # by name
+
+PREDICTION_BAR = 20
+SHORTEST_LABEL = 12  # columns
+PIPED = 10_000  # columns; a table takes what it needs
+SHORT_KINDS = {"identity": "ident", "projection": "proj"}
+MARKS = {"above": "▲", "below": "▼"}
+POSITIVE, NEGATIVE, AMOUNT, UNUSUAL = "red", "blue", "cyan", "bold yellow"
+
+
+class Size(NamedTuple):
+    """Columns that bars, texts and gaps of the table of blocks take, and what it goes without.
+
+    Squeezed by 1 it has short words, by 2 no bars of `minor` scalars either, by 3 no kinds of shortcuts.
+    """
+
+    bar: int
+    text: int
+    gap: int
+    squeezed: int = 0
+
+
+# The first that fits is taken.
+SIZES = (
+    Size(13, PIPED, 3),
+    *(Size(bar, 34, 3) for bar in (13, 11, 9, 7)),
+    *(Size(bar, 20, 2) for bar in (9, 7, 5)),
+    *(Size(bar, 14, 1) for bar in (7, 5)),
+    *(Size(bar, 12, 1, squeezed=1) for bar in (7, 5)),
+    *(Size(bar, 12, 1, squeezed=2) for bar in (7, 5, 3)),
+    *(Size(bar, 12, 1, squeezed=3) for bar in (3, 0)),
+)
+
+
+class Look(NamedTuple):
+    """How a scalar is shown: its heading, its format, and what a whole bar stands for.
+
+    `whole`: None for the largest in the table, 0 for no bar. A signed bar goes either way from its middle.
+    `short` is the heading where there is little room, and a `minor` scalar has no bar there.
+    """
+
+    heading: str
+    digits: str = ".3g"
+    whole: float | None = 0
+    signed: bool = False
+    short: str = ""
+    minor: bool = False
+
+
+LOOKS = {
+    "share.residual": Look("share", ".2f", 1),
+    "ratio": Look("|F|/|s|", ".2f", None, minor=True),
+    "cosine": Look("cosine", "+.2f", 1, signed=True, minor=True),
+    "cosine_centered": Look("centred", "+.2f", 1, signed=True, minor=True),
+    "contribution": Look("contribution", "+.2f", None, signed=True, short="contrib"),
+    "lesion.delta_logit": Look("without it", "+.2f", None, signed=True, short="without"),
+    "lens.target_probability": Look("lens", ".2f", 1),
+    "lesion.target_delta_logit": Look("without it", "+.2f", None, signed=True, short="without"),
+    "lesion.kl": Look("KL", ".2f", None),
+    "relu.clip_fraction": Look("clipped", ".2f", 1),
+}
+USUAL = ("share.residual", "ratio", "cosine", "contribution")
+WITHOUT_SHORTCUTS = ("rms.residual", "rms.output", "relu.clip_fraction")  # where none of the usual exist
+TOLD = ("share", "ratio", "cosine", "contribution", "lens")  # that they are missing
+
+
+class Column(NamedTuple):
+    """One number a block, None where there is none, and a mark where it is unusual."""
+
+    look: Look
+    values: list[float | None]
+    marks: list[str]
+
+    def numbers(self) -> list[str]:
+        """All of one width, with room for marks where there are any."""
+        shown = ["-" if value is None else format(value, self.look.digits) for value in self.values]
+        width, marked = max(map(len, shown)), max(map(len, self.marks))
+        return [f"{text:>{width}}{mark:{marked}}" for text, mark in zip(shown, self.marks, strict=True)]
+
+    def bars(self, width: int) -> list[str]:
+        """Of the values, on one scale; empty ones where `width` is 0 or the look has none."""
+        whole = self.look.whole
+        if whole is None:
+            whole = max((abs(value) for value in self.values if value is not None), default=0.0)
+        if not whole or not width:
+            return [""] * len(self.values)
+        parts = [(value or 0.0) / whole for value in self.values]
+        return [signed_bar(part, width) if self.look.signed else bar(part, width) for part in parts]
+
+
+def print_predictions(predictions: Sequence[Document]) -> None:
+    """A line for each; a label for which a terminal is too narrow is folded."""
+    table = new_table("", ">%", "label", "wnid")
+    for row in predictions:
+        percent = f"{100 * row['probability']:.1f}"
+        table.add_row(bar(row["probability"], PREDICTION_BAR), percent, row["label"], row["wnid"] or "")
+    labels = table.columns[2]
+    if (width := width_of_terminal()) and (excess := _width_of(table) - width) > 0:
+        longest = max(len(row["label"]) for row in predictions)
+        labels.no_wrap, labels.max_width = False, max(SHORTEST_LABEL, longest - excess)
+    print_table(table)
+
+
+def print_blocks(document: Document, scalars: Scalars) -> None:
+    """A line a block: its scalars as far as there are any, its lens, and what is said without it; then notes.
+
+    Args:
+        scalars: by name, one for each block of the document; NaN where there is none.
+    """
+    blocks = document["blocks"]
+    columns = [_column(blocks, name, values, LOOKS.get(name, Look(name))) for name, values in scalars.items()]
+    columns = [column for column in columns if any(value is not None for value in column.values)]
+    texts = {"lens": [_lens(block) for block in blocks], "flips to": [_flip(block) for block in blocks]}
+    texts = {heading: lines for heading, lines in texts.items() if any(lines)}
+    print_table(block_table(blocks, columns, texts, width_of_terminal()))
+    print_notes(notes(document))
+
+
+def print_comparison(a: Document, b: Document, of_a: Scalars, of_b: Scalars) -> None:
+    """A line a block: each scalar of A and of B, and how much larger that of B is."""
+    columns = []
+    for name in of_a:
+        look = LOOKS.get(name, Look(name))
+        headed = Look(f"{look.heading}\nA", look.digits, short=f"{look.short or look.heading}\nA")
+        first = _column(a["blocks"], name, of_a[name], headed)
+        second = _column(b["blocks"], name, of_b[name], Look("\nB", look.digits))
+        pairs = zip(first.values, second.values, strict=True)
+        more = [None if x is None or y is None else y - x for x, y in pairs]
+        if any(value is not None for value in more):
+            digits = f"+{look.digits.removeprefix('+')}"
+            difference = Column(Look("\nB - A", digits, None, signed=True), more, [""] * len(more))
+            columns += [first, second, difference]
+    print_table(block_table(a["blocks"], columns, {}, width_of_terminal()))
+    targets = [(letter, document["target"]) for letter, document in (("A", a), ("B", b))]
+    label = a["target"]["label"]
+    said = [
+        f"{letter}: {target['label']} {100 * target['probability']:.1f} %, logit {target['logit']:.2f}"
+        for letter, target in targets
+    ]
+    if "lens.target_probability" in of_a:
+        said.append(f"lens: the probability of {label}, had the network stopped after the block")
+    if "lesion.target_delta_logit" in of_a:
+        said.append(f"without it: how the logit of {label} changes when the block's branch is removed")
+    print_notes(said + (_what_marks_mean(a) or _what_marks_mean(b)) + _what_is_missing(a))
+
+
+def block_table(
+    blocks: Sequence[Document],
+    columns: Sequence[Column],
+    texts: Mapping[str, Sequence[str]],
+    width: int | None,
+) -> Any:
+    """Blocks, their numbers with bars, and texts by heading; bars as long as `width` allows.
+
+    Without a width there is room for all. Numbers and names are never cut: where the smallest size is too
+    wide, the table is wider than `width`.
+    """
+    for size in SIZES:
+        table = _sized(blocks, columns, texts, size)
+        if width is None or _width_of(table) <= width:
+            break
+    return table
+
+
+def _sized(
+    blocks: Sequence[Document], columns: Sequence[Column], texts: Mapping[str, Sequence[str]], size: Size
+) -> Any:
+    table = new_table("block", gap=size.gap)
+    rows: list[list[Any]] = [[block["name"]] for block in blocks]
+    if size.squeezed < 3:
+        table.add_column("via" if size.squeezed else "shortcut", no_wrap=True)
+        for row, block in zip(rows, blocks, strict=True):
+            row.append(
+                SHORT_KINDS.get(block["shortcut"], block["shortcut"]) if size.squeezed else block["shortcut"]
+            )
+    for column in columns:
+        look = column.look
+        table.add_column((look.short or look.heading) if size.squeezed else look.heading, no_wrap=True)
+        bars = column.bars(0 if size.squeezed > 1 and look.minor else size.bar)
+        cells = zip(rows, column.values, bars, column.numbers(), strict=True)
+        for row, value, drawn, number in cells:
+            row.append(_cell(value or 0.0, look.signed, drawn, number))
+    for heading, lines in texts.items():
+        table.add_column(heading, no_wrap=True, max_width=size.text, overflow="ellipsis")
+        for row, line in zip(rows, lines, strict=True):
+            row.append(line)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cell(value: float, signed: bool, drawn: str, number: str) -> Text:
+    from rich.text import Text
+
+    color = (POSITIVE if value > 0 else NEGATIVE) if signed else AMOUNT
+    figures = number.rstrip("".join(MARKS.values()))
+    return Text.assemble((drawn, color), " " * bool(drawn), figures, (number[len(figures) :], UNUSUAL))
+
+
+def print_notes(lines: Sequence[str]) -> None:
+    """Sentences, wrapped on a terminal."""
+    for line in lines:
+        print(textwrap.fill(line, width_of_terminal() or PIPED, subsequent_indent="  "))
+
+
+def notes(document: Document) -> list[str]:
+    """What the logit is made of, what the columns and marks mean, and why a column is missing."""
+    from service.legends import decomposition_text
+
+    blocks, found = document["blocks"], []
+    if document.get("decomposition"):
+        found.append(f"{document['target']['label']}: {decomposition_text(document['decomposition'])}")
+    if any(block.get("lens") for block in blocks):
+        found.append("lens: the answer, had the network stopped after the block")
+    if any(block.get("lesion") for block in blocks):
+        found.append("without it: how the top class's logit changes when the block's branch is removed")
+    return found + _what_marks_mean(document) + _what_is_missing(document)
+
+
+def _what_is_missing(document: Document) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name in TOLD:
+        if reason := document["null_reasons"].get(name):
+            by_reason.setdefault(reason, []).append(name)
+    return [f"no {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+def _what_marks_mean(document: Document) -> list[str]:
+    if not any(block.get("outside_band") for block in document["blocks"]):
+        return []
+    usual = document["reference"]
+    low, _, high = usual["percentiles"]
+    images = f"{usual['num_images']:,} images of {usual['dataset']}"
+    if any(block.get("lesion") for block in document["blocks"]):
+        images += f" ({usual['num_lesion_images']:,} for lesions)"
+    return [f"▲ ▼: above or below what {low:g} to {high:g} % of {images} gave"]
+
+
+def _lens(block: Document) -> str:
+    lens = block.get("lens")
+    return f"{100 * lens['probability']:3.0f} % {lens['label']}" if lens else ""
+
+
+def _flip(block: Document) -> str:
+    lesion = block.get("lesion")
+    return lesion["label"] if lesion and lesion["flipped"] else ""
+
+
+def bar(part: float, width: int) -> str:
+    """A bar for a number in [0, 1]; eighths of a cell, and numbers outside are cut."""
+    eighths = round(min(max(part, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(width)
+
+
+def signed_bar(part: float, width: int) -> str:
+    """A bar for a number in [-1, 1] from the middle; in halves: leftwards there are no finer letters."""
+    side = (width - 1) // 2
+    full, rest = divmod(round(min(abs(part), 1.0) * side * 2), 2)
+    if part < 0:
+        return ("▐" * rest + "█" * full).rjust(side) + "│" + " " * side
+    return " " * side + "│" + ("█" * full + "▌" * rest).ljust(side)
+
+
+def shown_scalars(options: Options, manifest: Manifest) -> list[str]:
+    """The scalars that a table has for these options: the usual ones, or those that `quantities` names."""
+    from service.introspection import why_absent
+
+    lesion = ["lesion.delta_logit"] if "lesion" in options.groups else []
+    if not options.complete:
+        return _named_scalars(options) + lesion
+    exist = any(not why_absent(name, manifest) for name in USUAL)
+    return [*(USUAL if exist else WITHOUT_SHORTCUTS), *lesion]
+
+
+def compared_scalars(options: Options) -> list[str]:
+    """Those that `quantities` names, for two images: lens and lesions are about the target of both."""
+    names = {"lens": "lens.target_probability", "lesion": "lesion.target_delta_logit"}
+    return _named_scalars(options) + [name for group, name in names.items() if group in options.groups]
+
+
+def _named_scalars(options: Options) -> list[str]:
+    """Those that `quantities` names but for lens and lesion, of which a table has less than there is."""
+    from service.introspection_answer import scalar_names
+    from service.legends import STYLES
+
+    names = [STYLES[quantity].scalar for quantity in options.maps]
+    for group in options.groups:
+        if group not in ("share", "lens", "lesion"):
+            names += scalar_names(group)
+    return list(dict.fromkeys(names))
+
+
+def new_table(*columns: str, gap: int = 3) -> Any:
+    """A plain table, 1 to 3 blanks between columns; a heading that starts with `>` is set to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    # One column of a gap is the box's.
+    padding = (0, int(gap > 2), 0, int(gap > 1))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
+    for column in columns:
+        name = column.removeprefix(">")
+        table.add_column(name, justify="right" if column != name else "left", no_wrap=True)
+    return table
+
+
+def print_table(table: Any) -> None:
+    """Whole: a terminal that is narrower breaks its lines."""
+    _console(max(width_of_terminal() or PIPED, _width_of(table))).print(table)
+
+
+def width_of_terminal() -> int | None:
+    """None where the output is no terminal: then there is no width to fit into."""
+    return _console().width if sys.stdout.isatty() else None
+
+
+def _width_of(table: Any) -> int:
+    return _console(PIPED).measure(table).maximum
+
+
+def _console(width: int | None = None) -> Console:
+    """Text is printed as it is, whatever a label looks like; with NO_COLOR without bold letters, too."""
+    from rich.console import Console
+
+    force = False if Console().no_color else None
+    return Console(width=width, force_terminal=force, markup=False, emoji=False, highlight=False)
+
+
+def _column(blocks: Sequence[Document], name: str, values: Iterable[float], look: Look) -> Column:
+    marks = [MARKS.get((block.get("outside_band") or {}).get(name, ""), "") for block in blocks]
+    return Column(look, [float(value) if math.isfinite(value) else None for value in values], marks)
