@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+import onnx.utils
 import torch
 from torch import Tensor, nn
 
@@ -227,6 +228,15 @@ def export_graph(
     if kind != "classify":
         _name_taps(proto, model)
     _strip(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+    return proto
+
+
+def cut_introspect(attribute: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Write the part of an attribute graph that introspect is: the same nodes, without a second export."""
+    part = onnx.utils.Extractor(attribute)
+    proto = part.extract_model(list(INPUTS["introspect"]), list(OUTPUTS["introspect"]))
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
     return proto

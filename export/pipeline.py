@@ -20,7 +20,7 @@ from PIL import Image
 
 from export.accuracy import check_accuracy, check_agreement, score
 from export.emulate import run_as_written
-from export.graph import export_graph
+from export.graph import cut_introspect, export_graph
 from export.images import ValidationImages
 from export.precisions import ENGINES, KINDS, Precisions, TimeGraphs
 from export.quantize import Int8, quantize, sensitivities
@@ -197,7 +197,13 @@ class _Making:
         quantization = None
         if precision == "int8" or precision == "int8-trt":
             quantization = self._quantize(precision, path)
-        else:
+        elif (
+            kind == "introspect"
+        ):  # a part of attribute, which is written on the way: exporting takes longest
+            other = self._path("attribute", precision)
+            attribute = export_graph("attribute", self.model, self.metadata.preprocessing, other, precision)
+            cut_introspect(attribute, path)
+        elif kind == "classify":
             export_graph(kind, self.model, self.metadata.preprocessing, path, precision)
         parity = check_parity(kind, path, self.exact, self.metadata.preprocessing, self.expected, precision)
         golden_logits, golden_tolerance = golden(path, precision, self.expected_golden)

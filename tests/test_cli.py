@@ -366,7 +366,7 @@ def test_bench_ends_with_json(artifact: Path) -> None:
     assert done.returncode == 0, done.stderr
     (model,) = json.loads(done.stdout.splitlines()[-1])["models"]
     assert 40e6 < model["macs"] < 42e6  # He et al. 2016: ResNet-20 has 41 M
-    assert {row["graph"] for row in model["rows"]} == {"classify", "introspect", "float input"}
+    assert {row["graph"] for row in model["rows"]} == {"classify", "introspect", "attribute", "float input"}
     assert all(row["right"] and row["images_per_s"] > 0 for row in model["rows"])
 
 

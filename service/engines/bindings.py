@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 from service.engines import EngineError
 from service.engines.machine import pin_memory
 
-DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+DTYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(int64)": np.int64,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
 
 
 class BoundSession:
