@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export.pipeline import export_artifact
 from models.checkpoint import CheckpointMetadata, describe_architecture
@@ -18,6 +20,9 @@ from models.resnet import ResNet, build
 
 # What torch tells of each of an export's steps, formatted for pytest to keep, takes a tenth of its time.
 logging.getLogger("torch.__trace").disabled = True
+
+# Nor does what ONNX Script knows of torch's operators change between two exports; to read it takes a second.
+ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[assignment, method-assign]
 
 # Networks as small as these run faster on one thread than on many.
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ import torch
 from onnx import TensorProto
 
 from export.emulate import open_as_written, rounded, run_as_written
-from export.graph import DTYPES, OPSETS, ClassifyGraph, export_graph, tap_names
+from export.graph import DTYPES, OPSETS, ClassifyGraph, cut_introspect, export_graph, tap_names
 from export.verify import TOLERANCES, GateError, check_parity, golden, reference, synthetic_images
 from models.manifest import GraphKind, Precision
 from models.resnet import ResNet, build
@@ -60,7 +60,10 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     @cache
     def make(row: str, kind: GraphKind, precision: Precision) -> Path:
         path = folder / f"{row}.{kind}.{precision}.onnx"
-        export_graph(kind, network(row), metadata_for(network(row), SIZE).preprocessing, path, precision)
+        if kind == "introspect":
+            cut_introspect(onnx.load(make(row, "attribute", precision)), path)
+        else:
+            export_graph(kind, network(row), metadata_for(network(row), SIZE).preprocessing, path, precision)
         return path
 
     return make
