@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +36,7 @@ from models.zoo import ZOO
 from service.loading import find_artifact, load_model
 from service.settings import load_settings
 from tests import oracles
-from tests.conftest import ROOT, liven
+from tests.conftest import liven
 from tests.files_server import FilesServer, files_server
 from tests.images import encode, photograph
 from tests.live import live_server
@@ -54,7 +51,7 @@ PUBLISHED = PublishedAccuracy(dataset="ImageNet-1k", top1=0.5, top5=0.75, pixels
 
 @pytest.fixture(autouse=True)
 def _one_graph_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is pulled matters here, and graphs take longest; a process of its own makes all of them."""
+    """What is pulled matters here, and graphs take longest."""
     for precision in ("fp32", "fp16", "bf16"):
         monkeypatch.setitem(KINDS, precision, ("classify",))
 
@@ -513,46 +510,28 @@ def test_labels_that_are_none(tmp_path: Path, text: str) -> None:
         read_labels(path)
 
 
-def test_a_real_name_in_a_process_then_served(tmp_path: Path, artifact: Path) -> None:
+def test_a_real_name_is_pulled_then_served(
+    tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A row of the real table, at its real size, served beside another model; the first is the default."""
-    folder = tmp_path / "files"
-    folder.mkdir()
     network = livened(oracles.timm().create_model("resnet18"))
-    save_file(network.state_dict(), folder / "model.safetensors")
+    save_file(network.state_dict(), weights := tmp_path / "model.safetensors")
     config = {"pretrained_cfg": oracles.timm().models.get_pretrained_cfg("resnet18.a1_in1k").to_dict()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESIDUUM_CACHE", str(tmp_path / "cache"))
     with files_server() as server:
         base = "timm/resnet18.a1_in1k/resolve/main"
         server.add(f"{base}/config.json", json.dumps(config).encode())
-        server.add(
-            f"{base}/model.safetensors", (folder / "model.safetensors").read_bytes(), cuts=[20_000_000]
-        )
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("RESIDUUM_")},
-            "RESIDUUM_HUB_URL": server.url,
-            "RESIDUUM_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
-        }
-
-        def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, str(ROOT / "residuum.py"), *map(str, arguments)]
-            return subprocess.run(
-                command,
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                check=False,
-            )
-
+        server.add(f"{base}/model.safetensors", weights.read_bytes(), cuts=[20_000_000])
+        monkeypatch.setenv("RESIDUUM_HUB_URL", server.url)
         # Small pictures, for the sake of time.
-        done = run("pull", "resnet18", "--resize", "64", "--crop", "64")
-        assert done.returncode == 0, done.stderr
+        assert residuum.main(["pull", "resnet18", "--resize", "64", "--crop", "64"]) == 0
         assert server.seen[-1].headers["range"] == "bytes=20000000-"
-        assert "no SHA-256 is published" in done.stderr
-        shutil.copytree(artifact, tmp_path / "artifacts" / "resnet20")
-        listed = json.loads(run("models", "--json").stdout)
-        assert [row["model"] for row in listed] == ["embedded", "resnet18", "resnet20"]
+    assert "no SHA-256 is published" in capsys.readouterr().err
+    shutil.copytree(artifact, tmp_path / "artifacts" / "resnet20")
+    assert residuum.main(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in listed] == ["embedded", "resnet18", "resnet20"]
     pulled = tmp_path / "artifacts" / "resnet18"
     assert read_manifest(pulled).provenance.weights == "timm/resnet18.a1_in1k"
     assert_same_logits(pulled, network)
