@@ -43,9 +43,9 @@ def contributions(model: ResNet, steps: Sequence[Step], target_N: Tensor) -> tup
     head = model.head
     last = steps[-1].taps
     assert last is not None, "a network ends in a block"
-    _, channels, height, width = last.output.shape
+    height, width = last.output.shape[2:]
     weight_NC = head.weight.index_select(0, target_N) / (height * width)
-    gradient = weight_NC[:, :, None, None].expand(-1, channels, height, width)
+    gradient = weight_NC[:, :, None, None] * torch.ones(1, 1, height, width)
     gradient, biases_N = _back(model.postact, last.output, gradient)
     maps: list[Tensor] = []
     for layer, entered, taps in reversed(steps):
@@ -59,7 +59,8 @@ def contributions(model: ResNet, steps: Sequence[Step], target_N: Tensor) -> tup
         gradient, biases = _back(way, entered, gradient)
         biases_N = biases_N + biases
     stem_N = (gradient * steps[0].entered.float()).sum((1, 2, 3))
-    constants_N3 = torch.stack([stem_N, biases_N.expand_as(stem_N), head.bias.index_select(0, target_N)], 1)
+    head_N = head.bias.index_select(0, target_N)
+    constants_N3 = torch.stack([stem_N, biases_N + 0 * head_N, head_N], 1)
     return torch.cat(maps[::-1], 1), constants_N3
 
 
@@ -122,7 +123,7 @@ def _spread(gradient: Tensor, stride: int, like: Tensor, fill: bool) -> Tensor:
     if stride == 1:
         return gradient
     for axis in (2, 3):
-        others = [gradient if fill else torch.zeros_like(gradient)] * (stride - 1)
+        others = [gradient if fill else 0 * gradient] * (stride - 1)
         gradient = torch.stack([gradient, *others], axis + 1).flatten(axis, axis + 1)
     gradient = gradient[:, :, : like.shape[2], : like.shape[3]]
     lacking = (0, like.shape[3] - gradient.shape[3], 0, like.shape[2] - gradient.shape[2])

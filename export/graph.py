@@ -47,6 +47,9 @@ INPUTS: dict[GraphKind, tuple[str, ...]] = {
     "introspect": ("images", "gates"),
     "attribute": ("images", "gates", "target"),
 }
+# torch traces a batch of unknown size three times as slowly as one of a known size. So it is traced with this
+# many images, more than there is anything else of, and gets its name in the file.
+TRACED_BATCH = 1_000_003
 OUTPUTS: dict[GraphKind, tuple[str, ...]] = {
     "classify": ("logits",),
     "introspect": ("logits", "scalars", "maps"),
@@ -125,7 +128,7 @@ class IntrospectGraph(ClassifyGraph):
             shortcut, residual = layer.paths(x)
             norms = [gate_N111.abs() * reduce.norm(residual)]
             residual_NC11 = gate_N111 * reduce.mean(residual)
-            norms.append(torch.zeros_like(norms[0]) if shortcut is None else reduce.norm(shortcut))
+            norms.append(0 * norms[0] if shortcut is None else reduce.norm(shortcut))
             gated = gate_N111.to(self.dtype) * residual
             total, output = layer.merge(shortcut, gated)
             steps.append(Step(layer, x, BlockTaps(gated, shortcut, total, output)))
@@ -197,27 +200,24 @@ def export_graph(
 
     What `introspect` measures has names such as `stage2.0.residual`.
     """
-    # Two rows: an example batch of one would be taken for a constant.
     side = preprocessing.crop
-    example: tuple[Tensor, ...] = (torch.zeros(2, side, side, 3, dtype=torch.uint8),)
+    example: tuple[Tensor, ...] = (torch.zeros(1, side, side, 3, dtype=torch.uint8),)
     module = GRAPHS[kind](model, preprocessing, precision)
     if kind != "classify":
-        example += (torch.ones(2, len(list(model.named_blocks()))),)
+        example += (torch.ones(1, len(list(model.named_blocks()))),)
     inputs, outputs = INPUTS[kind], OUTPUTS[kind]
     if kind == "attribute":
         if model.variant in WITHOUT_CONTRIBUTIONS:
             inputs, outputs = inputs[:-1], outputs[:-2]
         else:
-            example += (torch.tensor([TOP_CLASS, 0]),)
-    batch = torch.export.Dim("batch", min=1, max=65_536)
+            example += (torch.tensor([TOP_CLASS]),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own inside
         program = torch.onnx.export(
             module.eval(),
-            example,
+            tuple(row.expand(TRACED_BATCH, *row.shape[1:]) for row in example),
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=tuple({0: batch} for _ in example),
             opset_version=OPSETS[precision],
             dynamo=True,
             optimize=True,
@@ -225,12 +225,36 @@ def export_graph(
         )
     assert program is not None
     proto = program.model_proto
+    _name_batch(proto)
     if kind != "classify":
         _name_taps(proto, model)
     _strip(proto)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
     return proto
+
+
+def _name_batch(proto: onnx.ModelProto) -> None:
+    """Where the traced batch stands, put that it is any: a name in a type, -1 in what Reshape goes by.
+
+    It may stand nowhere else: a module makes no constant for every image, as `torch.zeros_like` and `expand`
+    do. The gates run the file with other batches.
+    """
+    graph = proto.graph
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        dims = info.type.tensor_type.shape.dim
+        if dims and dims[0].dim_value == TRACED_BATCH:
+            dims[0].dim_param = "batch"
+    for tensor in graph.initializer:
+        users = {node.op_type for node in graph.node if tensor.name in node.input}
+        is_of_it = TRACED_BATCH in tensor.dims
+        if tensor.data_type == onnx.TensorProto.INT64 and users & {"Reshape", "Expand"}:
+            shape = onnx.numpy_helper.to_array(tensor).copy()
+            if users == {"Reshape"}:
+                shape[shape == TRACED_BATCH] = -1
+                tensor.CopyFrom(onnx.numpy_helper.from_array(shape, tensor.name))
+            is_of_it |= TRACED_BATCH in shape
+        assert not is_of_it, f"{tensor.name} is for {TRACED_BATCH} images, however many there are"
 
 
 def cut_introspect(attribute: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -45,7 +45,7 @@ def active(tensor_NCHW: Tensor) -> Tensor:
 def channel_moments(residual_NC11: Tensor, shortcut_NC11: Tensor | None) -> Tensor:
     """Of the channels' means, [N, 1, 4, 1]: mean F, mean F^2, mean s^2, mean F s."""
     if shortcut_NC11 is None:
-        shortcut_NC11 = torch.zeros_like(residual_NC11)
+        shortcut_NC11 = 0 * residual_NC11
     moments = (
         residual_NC11,
         residual_NC11 * residual_NC11,
@@ -57,7 +57,8 @@ def channel_moments(residual_NC11: Tensor, shortcut_NC11: Tensor | None) -> Tens
 
 def active_fractions(active_NCHW: Tensor, shortcut_NCHW: Tensor | None) -> list[Tensor]:
     """[u > 0], [s > 0] and both, [N, 1, 1, 1] each. Here as elsewhere ReLU(u) > 0 where u > 0."""
+    fraction_N111 = active_NCHW.mean((1, 2, 3), keepdim=True)
     if shortcut_NCHW is None:
-        shortcut_NCHW = torch.zeros_like(active_NCHW)
-    masks = (active_NCHW, shortcut_NCHW, active_NCHW * shortcut_NCHW)
-    return [mask.mean((1, 2, 3), keepdim=True) for mask in masks]
+        return [fraction_N111, 0 * fraction_N111, 0 * fraction_N111]
+    masks = (shortcut_NCHW, active_NCHW * shortcut_NCHW)
+    return [fraction_N111, *(mask.mean((1, 2, 3), keepdim=True) for mask in masks)]

@@ -394,11 +394,24 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("export", "absent.safetensors", "-o", "x"), "absent.safetensors: no such checkpoint"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = residuum(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert message in done.stderr
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_so_it_is_in_a_process(tmp_path: Path) -> None:
+    done = residuum("classify", "x.jpg", "--model", "nothing", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -142,7 +142,7 @@ def test_the_manifest_says_what_was_measured(artifact: Path, manifest: Manifest)
 
 
 def test_accuracy_is_measured_through_the_graph(tmp_path: Path) -> None:
-    model = liven(build("resnet20", depths=(1, 1, 1), seed=2, width=4))
+    model = liven(build("resnet20", depths=(1,), seed=2, width=4))
     images = synthetic_images(20, 32, seed=8)
     preprocessing = metadata_for(model).preprocessing
     with torch.inference_mode():

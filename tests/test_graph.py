@@ -19,9 +19,10 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from torch import Tensor
 
 from export.emulate import open_as_written, rounded, run_as_written
-from export.graph import DTYPES, OPSETS, ClassifyGraph, cut_introspect, export_graph, tap_names
+from export.graph import DTYPES, GRAPHS, OPSETS, ClassifyGraph, cut_introspect, export_graph, tap_names
 from export.verify import TOLERANCES, GateError, check_parity, golden, reference, synthetic_images
 from models.manifest import GraphKind, Precision
 from models.resnet import ResNet, build
@@ -86,7 +87,7 @@ def test_a_graph_holds_what_it_must_and_no_more(
     assert operators["BatchNormalization"] == 0
     assert operators["Conv"] == convolutions
     # uint8 rows become planes before they grow to four bytes a number, and nothing is turned after.
-    work = [node.op_type for node in graph.node if node.op_type != "Shape"]
+    work = [node.op_type for node in graph.node]
     assert work[:3] == ["Transpose", "Cast", "Sub"]
     assert operators["Transpose"] == 1
     if kind == "attribute":  # casts what introspect does and what it multiplies, but nothing twice
@@ -189,6 +190,35 @@ def test_every_precision_passes_its_gate_and_a_wrong_graph_none(
     shifted = reference(exact, other, expected.images_NHW3)
     with pytest.raises(GateError, match=r"logits differ from the source model's by .* at batch 1"):
         check_parity(kind, path, exact, other, shifted, precision)
+
+
+class OfOneBatch(ClassifyGraph):
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits + self.constant(logits)
+
+    def constant(self, logits_NK: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Zeros(OfOneBatch):
+    def constant(self, logits_NK: Tensor) -> Tensor:
+        return torch.zeros_like(logits_NK)
+
+
+class Expanded(OfOneBatch):
+    def constant(self, logits_NK: Tensor) -> Tensor:
+        return logits_NK.mean((0, 1), keepdim=True).expand_as(logits_NK)
+
+
+@pytest.mark.parametrize("module", [Zeros, Expanded])
+def test_what_is_of_one_batch_is_not_exported(
+    module: type[ClassifyGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GRAPHS, "classify", module)
+    model = network("resnet20")
+    with pytest.raises(AssertionError, match="is for 1000003 images, however many there are"):
+        export_graph("classify", model, metadata_for(model, SIZE).preprocessing, tmp_path / "wrong.onnx")
 
 
 def test_fp16_squares_in_float32(tmp_path: Path) -> None:

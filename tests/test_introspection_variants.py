@@ -62,7 +62,7 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...], Variant]] = {
     "plain": ("plain20", (1, 1, 1), "plain"),
     "highway": ("highway20", (1, 1, 1), "highway"),
     "pre-activation": ("resnetv2_164", (1, 1, 1), "v2"),
-    "dense": ("densenet_bc100_k12", (2, 2, 2), "v2"),
+    "dense": ("densenet_bc100_k12", (1, 1, 1), "v2"),
 }
 NO_REFERENCE_REASONS = {"reference": NO_REFERENCE, "outside_band": NO_REFERENCE}
 NOT_ASKED_REASONS = dict.fromkeys(("decomposition", "checks.completeness_abs_err"), NOT_ASKED)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from models.preprocess import preprocess
 from service import loading
 from service.app import create_app
+from service.batch_types import Paused
+from service.batcher import Batcher
 from service.engines import EngineError, EngineOptions, open_engine
 from service.loading import LoadedGraph
 from service.scheduler import Job, Scheduler
@@ -265,6 +267,14 @@ def test_building_anew_is_tried_until_it_works(
     asyncio.run(check())
 
 
+def is_paused(batcher: Batcher) -> bool:
+    try:
+        batcher.check_room(1)
+    except Paused:
+        return True
+    return False
+
+
 def test_what_waits_is_served_by_the_new_engine(
     artifact: Path, workshop: Workshop, expected: NDArray[Any]
 ) -> None:
@@ -278,7 +288,7 @@ def test_what_waits_is_served_by_the_new_engine(
             await server.until(lambda: server.graph.batcher.num_waiting == 4)
             workshop.now()[0].fault = sticky  # of what comes after the batch that hangs
             rebuild = asyncio.create_task(asyncio.to_thread(server.graph.rebuild))
-            await asyncio.sleep(0)
+            await server.until(lambda: is_paused(server.graph.batcher))
             hang.go_on.set()
             await rebuild
             await first  # of the old engine, before anybody knew

@@ -93,14 +93,14 @@ def structure(name: str) -> Architecture:
 
 
 STRUCTURES = {structure(name): name for name in reversed(ZOO)}
-# Of those that differ before their first block only, one.
-BEHIND_THE_STEM = {
-    replace(spec, stem="3x3", stem_width=None, input_size=32, se_round_to=1, group_width=None): spec
-    for spec in STRUCTURES
+# Each way through a block once, by the row that has most beside it.
+WAYS = {
+    (spec.branch, spec.variant, spec.shortcut): spec
+    for spec in sorted(STRUCTURES, key=lambda spec: (spec.cardinality, spec.se_reduction or 0))
 }
 GRAPHS: list[tuple[GraphKind, Architecture]] = [
     *(("classify", spec) for spec in STRUCTURES),
-    *(("attribute", spec) for spec in BEHIND_THE_STEM.values()),
+    *(("attribute", spec) for spec in WAYS.values()),
 ]
 
 
@@ -129,7 +129,7 @@ def test_a_graph_agrees_with_the_source(kind: GraphKind, spec: Architecture, tmp
 
 
 def a_step(name: str, *, checkpoint_blocks: bool) -> subprocess.CompletedProcess[str]:
-    """Of 16 images, in a process with its share of 8 GiB at 128 images, and 1 GiB for PyTorch itself."""
+    """Of 8 images, in a process with its share of 8 GiB at 128 images, and 1 GiB for PyTorch itself."""
     script = f"""
 import torch
 from models.resnet import build
@@ -137,12 +137,12 @@ torch.set_num_threads(1)
 model = build({name!r}).train()
 model.checkpoint_blocks = {checkpoint_blocks}
 optimizer = torch.optim.SGD(model.parameters(), 0.01)
-labels = torch.arange(16) % 10
-torch.nn.functional.cross_entropy(model(torch.randn(16, 3, 32, 32)), labels).backward()
+labels = torch.arange(8)
+torch.nn.functional.cross_entropy(model(torch.randn(8, 3, 32, 32)), labels).backward()
 optimizer.step()
 assert all(parameter.isfinite().all() for parameter in model.parameters())
 """
-    limit = 2 * 2**30
+    limit = 3 * 2**29
     return subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
