@@ -14,8 +14,9 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 
 VENV    := .venv
 BIN     := $(VENV)/bin
-# Python compiles what it imports, which is a small part of what is installed.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+# On all cores, where pip compiles one file after another. Templates that are no Python, which some packages have, do not matter.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 # ONNX Runtime reports to its makers unless told not to, and where it cannot, waits 10 s for that when it ends.
 export ORT_DISABLE_TELEMETRY ?= 1
@@ -78,8 +79,10 @@ $(BIN)/pip:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[openvino]'
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) --editable '.[dev]'
+	$(COMPILE)
 	@touch $@ $(VENV)/.installed
