@@ -197,6 +197,8 @@ def test_a_deadline_that_the_curve_cannot_meet_is_refused_at_once(engine: Double
     with pytest.raises(DeadlineMissed) as refused:
         batcher.submit([row(1)], deadline=time.monotonic() + 90)
     assert 0 < refused.value.retry_after_s <= 60
+    with pytest.raises(DeadlineMissed):  # 120 s and a fifth
+        batcher.submit([row(1)], deadline=time.monotonic() + 140)
     assert batcher.num_waiting == 0
     [future] = batcher.submit([row(1)], deadline=time.monotonic() + 150)
     engine.go_on.set()
