@@ -192,30 +192,20 @@ def test_every_precision_passes_its_gate_and_a_wrong_graph_none(
         check_parity(kind, path, exact, other, shifted, precision)
 
 
-class OfOneBatch(ClassifyGraph):
-    def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images)
-        return logits + self.constant(logits)
-
-    def constant(self, logits_NK: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class Zeros(OfOneBatch):
-    def constant(self, logits_NK: Tensor) -> Tensor:
-        return torch.zeros_like(logits_NK)
-
-
-class Expanded(OfOneBatch):
-    def constant(self, logits_NK: Tensor) -> Tensor:
-        return logits_NK.mean((0, 1), keepdim=True).expand_as(logits_NK)
-
-
-@pytest.mark.parametrize("module", [Zeros, Expanded])
+@pytest.mark.parametrize(
+    "constant",
+    [torch.zeros_like, lambda logits_NK: logits_NK.mean((0, 1), keepdim=True).expand_as(logits_NK)],
+    ids=["zeros", "expanded"],
+)
 def test_what_is_of_one_batch_is_not_exported(
-    module: type[ClassifyGraph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    constant: Callable[[Tensor], Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(GRAPHS, "classify", module)
+    class OfOneBatch(ClassifyGraph):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return logits + constant(logits)
+
+    monkeypatch.setitem(GRAPHS, "classify", OfOneBatch)
     model = network("resnet20")
     with pytest.raises(AssertionError, match="is for 1000003 images, however many there are"):
         export_graph("classify", model, metadata_for(model, SIZE).preprocessing, tmp_path / "wrong.onnx")
