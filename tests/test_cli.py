@@ -32,6 +32,8 @@ from service.loading import load_model
 from service.settings import load_settings
 from tests.conftest import ROOT, liven, metadata_for
 
+RANDOM = ("--weights", "random", "-o", "x")
+
 
 def residuum(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "residuum.py"), *map(str, arguments)]
@@ -327,40 +329,6 @@ def test_export_prunes_and_fine_tunes(
     assert (int8.quantization.qat_epochs, int8.quantization.dataset) == (1, "data")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("absent.safetensors",), "absent.safetensors: no such checkpoint"),
-        (("resnet2O", "--weights", "random"), "unknown architecture"),
-        (("resnet20", "--weights", "random", "--precision", "int8"), "--precision int8 needs --calibration"),
-        (("resnet20", "--weights", "random", "--calibration", "./empty"), "there are no images in it"),
-        (("resnet20", "--weights", "random", "--calibration", "./absent"), "there is no such folder"),
-        (
-            ("resnet20", "--weights", "random", "--calibration", "./empty", "--num-calibration", "0"),
-            "at least one",
-        ),
-        (("resnet20", "--weights", "random", "--prune", "0.3"), "--prune fine-tunes and is measured on"),
-        (("resnet20", "--weights", "random", "--qat-epochs", "1"), "--qat-epochs fine-tunes weights for"),
-    ],
-)
-def test_mistakes_about_an_export(
-    arguments: tuple[str, ...],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert command_line.main(["export", *arguments, "-o", "out"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("residuum: ")
-    assert message in said.err
-    assert len(said.err.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_bench_ends_with_json(artifact: Path) -> None:
     done = residuum("bench", "--quick", "--seconds", "0.02", "--batch", "2", "--model", artifact)
     assert done.returncode == 0, done.stderr
@@ -392,6 +360,16 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("train", "cifar10-resnet20"), "--data is needed"),
         (("train", "cifar10-resnet20", "--data", "x", "--set", "epochs"), "expected FIELD=VALUE"),
         (("export", "absent.safetensors", "-o", "x"), "absent.safetensors: no such checkpoint"),
+        (("export", "resnet2O", *RANDOM), "unknown architecture"),
+        (("export", "resnet20", *RANDOM, "--precision", "int8"), "--precision int8 needs --calibration"),
+        (("export", "resnet20", *RANDOM, "--calibration", "./empty"), "there are no images in it"),
+        (("export", "resnet20", *RANDOM, "--calibration", "./absent"), "there is no such folder"),
+        (
+            ("export", "resnet20", *RANDOM, "--calibration", "./empty", "--num-calibration", "0"),
+            "at least one",
+        ),
+        (("export", "resnet20", *RANDOM, "--prune", "0.3"), "--prune fine-tunes and is measured on"),
+        (("export", "resnet20", *RANDOM, "--qat-epochs", "1"), "--qat-epochs fine-tunes weights for"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
@@ -401,12 +379,15 @@ def test_mistakes_are_one_line_and_exit_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert command_line.main(list(arguments)) == 2
     said = capsys.readouterr()
     assert said.out == ""
+    assert said.err.startswith("residuum: ")
     assert message in said.err
     assert len(said.err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_so_it_is_in_a_process(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from tests.browser import (
     Visit,
     barriers,
     choose,
-    chromium,
     file_of,
     first_visit,
     introspected,
@@ -23,33 +20,7 @@ from tests.browser import (
     settled,
     shown,
 )
-from tests.live import LiveServer, live_server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server(embedded: Path) -> Iterator[LiveServer]:
-    with live_server(model=embedded, device="cpu", threads=1, access_log=False) as running:
-        yield running
-
-
-@pytest.fixture
-def visited(browser: Browser, server: LiveServer) -> Iterator[Visit]:
-    with first_visit(browser, server.url) as visit:
-        yield visit
-
-
-@pytest.fixture
-def page(visited: Visit) -> Page:
-    """With PHOTO chosen."""
-    choose(visited.page, PHOTO, "photo.jpg")
-    return visited.page
-
+from tests.live import LiveServer
 
 PROFILES: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},

@@ -20,7 +20,6 @@ from tests.browser import (
     PHOTO,
     barriers,
     choose,
-    chromium,
     file_of,
     first_visit,
     introspected,
@@ -37,12 +36,6 @@ from tests.load import begin_a_request, head, wait_until_draining
 LARGE = encode(Image.effect_noise((500, 400), 100), "BMP")
 KEY, ADMIN_KEY = "a-key", "an-admin-key"
 FLAGS: dict[str, object] = {"device": "cpu", "threads": 1, "access_log": False}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

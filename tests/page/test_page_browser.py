@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from models.manifest import Manifest, read_manifest
 from models.preprocess import preprocess
@@ -29,9 +28,7 @@ from tests.browser import (
     Visit,
     barriers,
     choose,
-    chromium,
     file_of,
-    first_visit,
     introspected,
     number,
     pick,
@@ -42,37 +39,11 @@ from tests.browser import (
     shown,
 )
 from tests.images import encode, photograph
-from tests.live import LiveServer, live_server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server(embedded: Path) -> Iterator[LiveServer]:
-    with live_server(model=embedded, device="cpu", threads=1, access_log=False) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
 def manifest(embedded: Path) -> Manifest:
     return read_manifest(embedded)
-
-
-@pytest.fixture
-def visited(browser: Browser, server: LiveServer) -> Iterator[Visit]:
-    with first_visit(browser, server.url) as visit:
-        yield visit
-
-
-@pytest.fixture
-def page(visited: Visit) -> Page:
-    """With PHOTO chosen."""
-    choose(visited.page, PHOTO, "photo.jpg")
-    return visited.page
 
 
 def test_the_first_visit_shows_a_sample_by_itself(visited: Visit) -> None:
