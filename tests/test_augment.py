@@ -67,6 +67,28 @@ def test_random_resized_crop_shows_a_part_at_the_asked_size() -> None:
     assert bool(((spans > 0.5 * 0.75**0.5 - 0.1) & (spans < 0.5 * (4 / 3) ** 0.5)).all())
 
 
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (1.2, 1.5)])
+def test_a_crop_brings_in_no_black(scale: tuple[float, float]) -> None:
+    """The borders of a white image stay white, also where a crop reaches beyond them."""
+    crops = random_crop(torch.ones(64, 3, 64, 64), 48, replace(PLAIN, crop_scale=scale), generator())
+    assert torch.allclose(crops, torch.ones_like(crops), atol=1e-5)
+
+
+def test_a_large_crop_shows_the_image_smaller() -> None:
+    """A ramp of one image's width is seen whole, and what lies outside is its mirror image."""
+    ramp = torch.linspace(0, 1, 64).expand(32, 3, 64, 64)
+    crops = random_crop(ramp, 64, replace(PLAIN, crop_scale=(1.5, 1.5)), generator())
+    assert float((crops.amax(3) - crops.amin(3)).min()) > 0.97
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_shrinking_is_antialiased(size: int) -> None:
+    """Columns of black and white in turn shrink to grey, where one sample a pixel shows stripes."""
+    stripes = (torch.arange(64) % 2).float().expand(4, 3, 64, 64)
+    crops = random_crop(stripes, size, replace(PLAIN, crop_scale=(1.0, 1.0)), generator())
+    assert float(crops.std((2, 3)).max()) < 0.2
+
+
 def test_jitter_keeps_grey_grey_and_the_range() -> None:
     x = color_jitter(torch.full((20, 3, 4, 4), 0.5), 0.4, generator())
     assert torch.allclose(x[:, 0], x[:, 2], atol=1e-6)

@@ -46,31 +46,37 @@ def uniform(n: int, low: float, high: float, g: Generator) -> Tensor:
 def random_crop(x_NCHW: Tensor, size: int, recipe: Recipe, g: Generator) -> Tensor:
     """Random resized crop (area in `crop_scale`, aspect 3:4 to 4:3), or shift by `crop_padding`; and flip.
 
-    One affine grid does crop, resize and flip together.
+    One affine grid does crop, resize and flip together. A crop that is larger than the image (an area above 1)
+    shows the image smaller, mirrored at its borders. Shrinking is antialiased: the grid is sampled at a whole
+    multiple of `size` and averaged.
     """
-    n = len(x_NCHW)
+    n, _, height, width = x_NCHW.shape
     if recipe.crop_scale is None:
         # Up to `crop_padding` pixels either way, zeros (black) coming in from outside, as He et al. 2016 pad.
-        height, width = x_NCHW.shape[2:]
         scale_x = scale_y = torch.ones(n, device=g.device)
         pad = recipe.crop_padding
         shift_x = torch.randint(-pad, pad + 1, (n,), generator=g, device=g.device) * 2 / width
         shift_y = torch.randint(-pad, pad + 1, (n,), generator=g, device=g.device) * 2 / height
+        outside = "zeros"
     else:
         area = uniform(n, *recipe.crop_scale, g)
         aspect = torch.exp(uniform(n, -1.0, 1.0, g) * math.log(4 / 3))
-        scale_x = (area * aspect).sqrt().clamp(max=1)
-        scale_y = (area / aspect).sqrt().clamp(max=1)
+        largest = max(1.0, recipe.crop_scale[1] ** 0.5)
+        scale_x = (area * aspect).sqrt().clamp(max=largest)
+        scale_y = (area / aspect).sqrt().clamp(max=largest)
         shift_x = uniform(n, -1.0, 1.0, g) * (1 - scale_x)
         shift_y = uniform(n, -1.0, 1.0, g) * (1 - scale_y)
+        outside = "reflection"
     if recipe.flip:
         scale_x = torch.where(torch.rand(n, generator=g, device=g.device) < 0.5, -scale_x, scale_x)
     zero = torch.zeros_like(scale_x)
     theta_N23 = torch.stack(
         [torch.stack([scale_x, zero, shift_x], 1), torch.stack([zero, scale_y, shift_y], 1)], 1
     )
-    grid = F.affine_grid(theta_N23, [n, 3, size, size], align_corners=False)
-    return F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    oversampling = math.ceil(min(height, width) / size)
+    grid = F.affine_grid(theta_N23, [n, 3, size * oversampling, size * oversampling], align_corners=False)
+    x_NCHW = F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode=outside, align_corners=False)
+    return F.avg_pool2d(x_NCHW, oversampling) if oversampling > 1 else x_NCHW
 
 
 def color_jitter(x_NCHW: Tensor, strength: float, g: Generator) -> Tensor:

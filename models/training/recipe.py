@@ -40,8 +40,9 @@ class Recipe:
             test images may then be larger than the last training ones).
         store_size: side at which decoded images are held in memory.
         test_resize, test_crop: the served preprocessing.
-        crop_scale: share of the image's area that a random resized crop takes; None: pad by
-            `crop_padding` pixels and crop, as for CIFAR.
+        crop_scale: smallest and largest area of a random resized crop, as a share of the image's area; above 1
+            the image is shown smaller, mirrored at its borders, as objects in whole photographs are. None: pad
+            by `crop_padding` pixels and crop, as for CIFAR.
         jitter: brightness, contrast and saturation change by up to this fraction.
         schedule: after `warmup_epochs`, down to 0 along a cosine, or by 10 at each of `milestones`.
         recalibrate: at the end, estimate the BatchNorm statistics anew from training images as they are
@@ -262,8 +263,8 @@ def _check(recipe: Recipe) -> None:
         raise RecipeError(f"test_crop ({recipe.test_crop}) is larger than test_resize ({recipe.test_resize})")
     if not recipe.resolutions or recipe.resolutions[-1][0] < 1 or min(s for _, s in recipe.resolutions) < 1:
         raise RecipeError(f"resolutions must end with (1.0, SIZE), not {recipe.resolutions}")
-    if recipe.crop_scale is not None and not 0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 1:
-        raise RecipeError(f"crop_scale must be two shares in order, in (0, 1], not {recipe.crop_scale}")
+    if recipe.crop_scale is not None and not 0 < recipe.crop_scale[0] <= recipe.crop_scale[1] <= 4:
+        raise RecipeError(f"crop_scale must be two shares in order, in (0, 4], not {recipe.crop_scale}")
     if recipe.ema_decay is not None and not 0 < recipe.ema_decay < 1:
         raise RecipeError(f"ema_decay must lie between 0 and 1, not {recipe.ema_decay}")
     if (
