@@ -1,15 +1,18 @@
-"""What leaves the checkout: the wheel, its requirements, the image and the compose file."""
+"""What leaves the checkout: the wheel, its requirements and licences, the image and the compose file."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterable
+from email import message_from_string
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from service.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+# What others made, and under which terms: inside the wheel and beside the code.
+LICENCES = ("LICENSE", "NOTICE")
 # What no serving machine should have to download.
 HEAVY = {"torch", "torchvision", "datasets", "lightning-fabric", "onnx", "onnxscript", "pandas", "matplotlib"}
 
@@ -43,17 +48,20 @@ def constraints(file: str) -> dict[str, Requirement]:
     return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
+def build(target: str, out: Path) -> Path:
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out],
+        [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", out],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (file,) = out.glob("*.whl")
-    return zipfile.ZipFile(file)
+    (file,) = out.iterdir()
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build("wheel", tmp_path_factory.mktemp("wheel")))
 
 
 def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
@@ -78,6 +86,54 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipf
 def test_the_wheel_holds_the_embedded_model(wheel: zipfile.ZipFile, embedded: Path) -> None:
     for file in embedded.iterdir():
         assert wheel.read(f"models/embedded/{file.name}") == file.read_bytes()
+
+
+def test_every_package_of_the_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
+    """`Typing :: Typed` is true only if type checkers find `py.typed` in every top-level package."""
+    packages = {name.split("/")[0] for name in wheel.namelist() if name.endswith("/__init__.py")}
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert packages
+    assert {f"{package}/py.typed" for package in packages} <= set(wheel.namelist())
+
+
+def test_the_metadata_says_what_a_reader_and_an_index_need(wheel: zipfile.ZipFile) -> None:
+    metadata = message_from_string(metadata_file(wheel, "METADATA"))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == list(LICENCES)
+    assert metadata["Author"] == "The Residuum developers"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload() == (ROOT / "README.md").read_text()
+    assert metadata["Keywords"]
+    classifiers = metadata.get_all("Classifier") or []
+    fields = {classifier.split(" :: ")[0] for classifier in classifiers}
+    assert {"Development Status", "Intended Audience", "Operating System", "Topic", "Typing"} <= fields
+    assert "License" not in fields  # the licence expression says it; PEP 639 forbids both
+
+
+def test_licence_and_notice_travel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    for name in LICENCES:
+        assert metadata_file(wheel, f"licenses/{name}") == (ROOT / name).read_text()
+    with tarfile.open(build("sdist", tmp_path)) as sdist:
+        held = {name.split("/", 1)[1] for name in sdist.getnames()}
+    assert {*LICENCES, "README.md", "CHANGELOG.md"} <= held
+
+
+def test_the_licence_is_apaches_own_text() -> None:
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def test_the_notice_names_every_image_and_table_and_no_file_that_is_gone() -> None:
+    folders = ("docs", "models", "service", "export", "benchmarks")
+    named = set(re.findall(rf"\b(?:{'|'.join(folders)})/[\w./-]+\.\w+", (ROOT / "NOTICE").read_text()))
+    assets = {
+        file.relative_to(ROOT).as_posix()
+        for folder in folders
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in {".png", ".jpg", ".tsv", ".onnx"} and not file.match("*.cache/*")
+    }
+    assert assets <= named
+    assert not {name for name in named if not (ROOT / name).is_file()}
 
 
 def test_the_command_is_the_front_door(wheel: zipfile.ZipFile) -> None:
