@@ -46,8 +46,8 @@ def uniform(n: int, low: float, high: float, g: Generator) -> Tensor:
 def random_crop(x_NCHW: Tensor, size: int, recipe: Recipe, g: Generator) -> Tensor:
     """Random resized crop (area in `crop_scale`, aspect 3:4 to 4:3), or shift by `crop_padding`; and flip.
 
-    One affine grid does crop, resize and flip together. A crop that is larger than the image (an area above 1)
-    shows the image smaller, mirrored at its borders. Shrinking is antialiased: the grid is sampled at a whole
+    One affine grid does crop, resize and flip together. A crop larger than the image (an area above 1) shows
+    the image smaller, mirrored at its borders. Shrinking is antialiased: the grid is sampled at a whole
     multiple of `size` and averaged.
     """
     n, _, height, width = x_NCHW.shape

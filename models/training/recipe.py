@@ -40,9 +40,9 @@ class Recipe:
             test images may then be larger than the last training ones).
         store_size: side at which decoded images are held in memory.
         test_resize, test_crop: the served preprocessing.
-        crop_scale: smallest and largest area of a random resized crop, as a share of the image's area; above 1
-            the image is shown smaller, mirrored at its borders, as objects in whole photographs are. None: pad
-            by `crop_padding` pixels and crop, as for CIFAR.
+        crop_scale: smallest and largest area of a random resized crop, as a share of the image's area; above
+            1 the image is shown smaller, mirrored at its borders, as objects in whole photographs are. None:
+            pad by `crop_padding` pixels and crop, as for CIFAR.
         jitter: brightness, contrast and saturation change by up to this fraction.
         schedule: after `warmup_epochs`, down to 0 along a cosine, or by 10 at each of `milestones`.
         recalibrate: at the end, estimate the BatchNorm statistics anew from training images as they are
