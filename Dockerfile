@@ -31,7 +31,8 @@ RUN set -eu; \
 # What changes often: our own code and the embedded model, as a layer of its own.
 FROM dependencies AS build
 RUN /opt/build/bin/pip install --constraint constraints.txt hatchling
-COPY LICENSE NOTICE README.md residuum.py ./
+COPY LICENSE NOTICE README.md ./
+COPY residuum ./residuum
 COPY export ./export
 COPY models ./models
 COPY service ./service

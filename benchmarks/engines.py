@@ -265,6 +265,6 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    from residuum import main
+    from residuum.cli.main import main
 
     sys.exit(main(["bench", *sys.argv[1:]]))

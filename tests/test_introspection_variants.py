@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import residuum
 from export.pipeline import export_artifact
 from models.blocks import BlockTaps
 from models.manifest import Manifest, Variant
 from models.preprocess import Preprocessed, preprocess
 from models.resnet import ResNet, build
+from residuum.cli.main import main
 from service.encoded_maps import decode_map
 from service.introspecting import introspect
 from service.introspection import (
@@ -319,7 +319,7 @@ def test_the_route_and_the_command_line(
     image = tmp_path / "image.png"
     image.write_bytes(PHOTOGRAPH)
     command = ["introspect", str(image), "--model", str(plain.artifact), "--device", "cpu"]
-    assert residuum.main([*command, "-o", str(tmp_path / "out.png")]) == 0
+    assert main([*command, "-o", str(tmp_path / "out.png")]) == 0
     assert "stage1.0" in capsys.readouterr().out
-    assert residuum.main([*command, "-o", str(tmp_path / "out.png"), "--quantities", "share"]) == 2
+    assert main([*command, "-o", str(tmp_path / "out.png"), "--quantities", "share"]) == 2
     assert NO_SHORTCUT in capsys.readouterr().err

@@ -22,7 +22,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import residuum
+from residuum.cli.main import main
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
 def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     ours = {
         file.relative_to(ROOT).as_posix()
-        for package in ("service", "models", "export", "benchmarks")
+        for package in ("residuum", "service", "models", "export", "benchmarks")
         for file in (ROOT / package).rglob("*")
         if file.is_file()
         and "__pycache__" not in file.parts
@@ -80,7 +80,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipf
         and file.parent.suffix != ".cache"
     }
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == {"residuum.py", *ours}
+    assert held == ours
 
 
 def test_the_wheel_holds_the_embedded_model(wheel: zipfile.ZipFile, embedded: Path) -> None:
@@ -141,9 +141,9 @@ def test_the_command_is_the_front_door(wheel: zipfile.ZipFile) -> None:
         "[console_scripts]",
         "residuum",
         "=",
-        "residuum:main",
+        "residuum.cli.main:main",
     ]
-    assert callable(residuum.main)
+    assert callable(main)
 
 
 def test_serving_needs_nothing_heavy(wheel: zipfile.ZipFile) -> None:

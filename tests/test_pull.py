@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-import residuum
 from export.options import OptionError, read_labels
 from export.precisions import KINDS
 from export.pull import Request, is_file
@@ -33,6 +32,7 @@ from models.preprocess import preprocess
 from models.pretrained import MEAN, STD, Pretrained
 from models.resnet import build
 from models.zoo import ZOO
+from residuum.cli.main import main
 from service.loading import find_artifact, load_model
 from service.settings import load_settings
 from tests import oracles
@@ -183,7 +183,7 @@ def pull(
     sources.server.seen.clear()
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        code = residuum.main(["pull", *map(str, arguments)])
+        code = main(["pull", *map(str, arguments)])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -525,11 +525,11 @@ def test_a_real_name_is_pulled_then_served(
         server.add(f"{base}/model.safetensors", weights.read_bytes(), cuts=[20_000_000])
         monkeypatch.setenv("RESIDUUM_HUB_URL", server.url)
         # Small pictures, for the sake of time.
-        assert residuum.main(["pull", "resnet18", "--resize", "64", "--crop", "64"]) == 0
+        assert main(["pull", "resnet18", "--resize", "64", "--crop", "64"]) == 0
         assert server.seen[-1].headers["range"] == "bytes=20000000-"
     assert "no SHA-256 is published" in capsys.readouterr().err
     shutil.copytree(artifact, tmp_path / "artifacts" / "resnet20")
-    assert residuum.main(["models", "--json"]) == 0
+    assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in listed] == ["embedded", "resnet18", "resnet20"]
     pulled = tmp_path / "artifacts" / "resnet18"

@@ -166,7 +166,8 @@ def test_several_processes_end_with_one_checkpoint(data: Path, tmp_path: Path) -
         "--standalone",
         "--nproc-per-node",
         "2",
-        "residuum.py",
+        "-m",
+        "residuum",
     ]
     command += ["train", "cifar10-resnet20", "--data", str(data), "--out", str(tmp_path), "--device", "cpu"]
     for field in (

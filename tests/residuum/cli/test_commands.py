@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import residuum as command_line
 from export.verify import synthetic_images
 from models.checkpoint import save_checkpoint
 from models.cifar import cifar_labels
 from models.manifest import read_manifest
 from models.resnet import build
 from models.zoo import ZOO
+from residuum.cli.main import main
 from service.loading import load_model
 from service.settings import load_settings
 from tests.conftest import ROOT, liven, metadata_for
@@ -36,8 +36,16 @@ RANDOM = ("--weights", "random", "-o", "x")
 
 
 def residuum(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "residuum.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "residuum", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,7 +73,15 @@ def test_help_names_every_command() -> None:
 
 
 def test_serving_loads_no_torch() -> None:
-    code = "import sys, residuum; residuum.make_parser(); import service.app; print('torch' in sys.modules)"
+    code = """
+import sys
+from residuum.cli.main import make_parser
+
+make_parser()
+import service.app
+
+print("torch" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -157,7 +173,7 @@ def test_introspect_shows_contributions_and_lesions(artifact: Path, photograph: 
 def test_a_terminal_gets_a_table_of_its_width_and_no_colours_it_does_not_want(
     artifact: Path, photograph: Path
 ) -> None:
-    asked = (sys.executable, ROOT / "residuum.py", "introspect", photograph, "--model", artifact, "--lesion")
+    asked = (sys.executable, "-m", "residuum", "introspect", photograph, "--model", artifact, "--lesion")
     colored = in_a_terminal(80, *asked)
     assert "\x1b[" in colored
     plain = in_a_terminal(80, *asked, NO_COLOR="1")
@@ -171,7 +187,7 @@ def test_a_terminal_gets_a_table_of_its_width_and_no_colours_it_does_not_want(
 def test_a_terminal_without_the_letters_gets_others(artifact: Path, photograph: Path) -> None:
     asked = ("introspect", photograph, "--model", artifact, "--blocks", "stage3")
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, ROOT / "residuum.py", *asked]
+    command = [sys.executable, "-m", "residuum", *asked]
     done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     assert "stage3.2" in done.stdout.decode("ascii")
@@ -269,9 +285,7 @@ def test_export_with_random_weights_in_other_precisions(
     monkeypatch.setattr("service.trying.TIMED_S", 0.0)
     out = tmp_path / "small"
     asked = ["--precision", "fp16", "--precision", "int8", "--calibration", str(photographs)]
-    code = command_line.main(
-        ["export", "resnet6", "--weights", "random", "--seed", "10", *asked, "-o", str(out)]
-    )
+    code = main(["export", "resnet6", "--weights", "random", "--seed", "10", *asked, "-o", str(out)])
     said = capsys.readouterr()
     assert (code, said.err) == (0, "")
     assert said.out.splitlines()[-1] == str(out)
@@ -315,7 +329,7 @@ def test_export_prunes_and_fine_tunes(
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     asked = ["--prune", "0.5", "--precision", "int8", "--qat-epochs", "1", "--allow-loss"]
     data = ["--data", "./data", "--calibration", "./data", "--num-calibration", "16"]
-    code = command_line.main(["export", "resnet4", "--weights", "random", *asked, *data, "-o", "thin"])
+    code = main(["export", "resnet4", "--weights", "random", *asked, *data, "-o", "thin"])
     assert code == 0, capsys.readouterr().err
     manifest = read_manifest(tmp_path / "thin")
     assert manifest.provenance.pruned == 0.5
@@ -381,7 +395,7 @@ def test_mistakes_are_one_line_and_exit_2(
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert command_line.main(list(arguments)) == 2
+    assert main(list(arguments)) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("residuum: ")

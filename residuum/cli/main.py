@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # What runs a graph, of the server's settings; the other settings are about serving.
 ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads", "engine_cache")
-OUR_PACKAGES = ("models", "export", "service", "benchmarks", __name__)
+OUR_PACKAGES = ("models", "export", "service", "benchmarks", "residuum")
 SPEED_BAR = 20  # columns
 QUERY_FLAGS = (
     "target",
