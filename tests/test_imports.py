@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, tuple[set[str], bool]] = {
     "models.decode": ({"models.image_bytes"}, False),
     "models.preprocess": ({"models.decode", "models.image_bytes", "models.manifest"}, False),
     "export": ({"export", "models"}, True),
+    "export.speeds": ({"models", "service"}, False),
     "service": ({"service", "models.preprocess", "models.manifest"}, False),
     "service.engines.pytorch": ({"service", "models"}, True),
     "residuum": ({"residuum", "service", "models", "export", "benchmarks"}, True),

@@ -77,7 +77,7 @@ def test_serving_loads_no_torch() -> None:
 import sys
 from residuum.cli.main import make_parser
 
-make_parser()
+make_parser(["serve"])
 import service.app
 
 print("torch" in sys.modules)

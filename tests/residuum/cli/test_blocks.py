@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from service.attribution import LesionLogits
-from service.introspection import measure
-from service.introspection_answer import Run, answer
-from service.introspection_query import IntrospectQuery, Options, resolve
-from service.terminal import (
+from residuum.cli.blocks import (
     LOOKS,
     Column,
     Look,
-    bar,
     block_table,
     compared_scalars,
     notes,
@@ -26,8 +21,12 @@ from service.terminal import (
     print_comparison,
     print_predictions,
     shown_scalars,
-    signed_bar,
 )
+from residuum.cli.tables import bar, signed_bar
+from service.attribution import LesionLogits
+from service.introspection import measure
+from service.introspection_answer import Run, answer
+from service.introspection_query import IntrospectQuery, Options, resolve
 from tests.measured import Measured, made_reference, random_blocks, seen
 
 SHAPES = [(8, 8, 8)] * 11 + [(16, 4, 4), (16, 4, 4), (32, 2, 2), (32, 2, 2)]
@@ -86,7 +85,7 @@ def test_a_terminal_too_narrow_loses_no_name_and_no_number(
     case: Measured, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document, scalars, _ = documented(case, lesion=True)
-    monkeypatch.setattr("service.terminal.width_of_terminal", lambda: width)
+    monkeypatch.setattr("residuum.cli.blocks.width_of_terminal", lambda: width)
     print_blocks(document, scalars)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage")]
     for place, (block, line) in enumerate(zip(document["blocks"], rows, strict=True)):
@@ -101,7 +100,7 @@ def test_predictions_in_a_narrow_terminal_are_whole(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     label = "a label as long as those of ImageNet, with several names, all of them in one line"
-    monkeypatch.setattr("service.terminal.width_of_terminal", lambda: width)
+    monkeypatch.setattr("residuum.cli.blocks.width_of_terminal", lambda: width)
     print_predictions([{"probability": 0.4567, "label": label, "wnid": "n01234567"}])
     printed = capsys.readouterr().out
     assert "45.7" in printed
@@ -121,7 +120,7 @@ def test_a_table_fits_and_no_number_is_cut(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     document, scalars, _ = documented(case, lesion=lesion)
-    monkeypatch.setattr("service.terminal.width_of_terminal", lambda: width)
+    monkeypatch.setattr("residuum.cli.blocks.width_of_terminal", lambda: width)
     print_blocks(document, scalars)
     printed = capsys.readouterr().out
     table = [line.rstrip() for line in printed.splitlines() if line.startswith("stage")]

@@ -1,19 +1,18 @@
-"""Tables for the terminal: predictions, blocks with small bars, and two images beside each other.
+"""Tables of predictions, of blocks with small bars, and of two images beside each other.
 
-On a terminal a table is made as wide as that is; piped, nothing is cut and nothing is coloured. It prints the
-documents of introspection_answer.py, and runs nothing.
+The tables show documents of `service.introspection_answer`; this module runs no graph.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from residuum.cli.tables import PIPED, bar, new_table, print_table, signed_bar, width_of, width_of_terminal
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.text import Text
 
     from models.manifest import Manifest
@@ -24,7 +23,6 @@ Scalars = Mapping[str, Iterable[float]]  # by name
 
 PREDICTION_BAR = 20
 SHORTEST_LABEL = 12  # columns
-PIPED = 10_000  # columns; a table takes what it needs
 SHORT_KINDS = {"identity": "ident", "projection": "proj"}
 MARKS = {"above": "▲", "below": "▼"}
 POSITIVE, NEGATIVE, AMOUNT, UNUSUAL = "red", "blue", "cyan", "bold yellow"
@@ -117,7 +115,7 @@ def print_predictions(predictions: Sequence[Document]) -> None:
         percent = f"{100 * row['probability']:.1f}"
         table.add_row(bar(row["probability"], PREDICTION_BAR), percent, row["label"], row["wnid"] or "")
     labels = table.columns[2]
-    if (width := width_of_terminal()) and (excess := _width_of(table) - width) > 0:
+    if (width := width_of_terminal()) and (excess := width_of(table) - width) > 0:
         longest = max(len(row["label"]) for row in predictions)
         labels.no_wrap, labels.max_width = False, max(SHORTEST_LABEL, longest - excess)
     print_table(table)
@@ -179,7 +177,7 @@ def block_table(
     """
     for size in SIZES:
         table = _sized(blocks, columns, texts, size)
-        if width is None or _width_of(table) <= width:
+        if width is None or width_of(table) <= width:
             break
     return table
 
@@ -268,22 +266,6 @@ def _flip(block: Document) -> str:
     return lesion["label"] if lesion and lesion["flipped"] else ""
 
 
-def bar(part: float, width: int) -> str:
-    """A bar for a number in [0, 1]; eighths of a cell, and numbers outside are cut."""
-    eighths = round(min(max(part, 0.0), 1.0) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(width)
-
-
-def signed_bar(part: float, width: int) -> str:
-    """A bar for a number in [-1, 1] from the middle; in halves: leftwards there are no finer letters."""
-    side = (width - 1) // 2
-    full, rest = divmod(round(min(abs(part), 1.0) * side * 2), 2)
-    if part < 0:
-        return ("▐" * rest + "█" * full).rjust(side) + "│" + " " * side
-    return " " * side + "│" + ("█" * full + "▌" * rest).ljust(side)
-
-
 def shown_scalars(options: Options, manifest: Manifest) -> list[str]:
     """The scalars that a table has for these options: the usual ones, or those that `quantities` names."""
     from service.introspection import why_absent
@@ -311,42 +293,6 @@ def _named_scalars(options: Options) -> list[str]:
         if group not in ("share", "lens", "lesion"):
             names += scalar_names(group)
     return list(dict.fromkeys(names))
-
-
-def new_table(*columns: str, gap: int = 3) -> Any:
-    """A plain table, 1 to 3 blanks between columns; a heading that starts with `>` is set to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    # One column of a gap is the box's.
-    padding = (0, int(gap > 2), 0, int(gap > 1))
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
-    for column in columns:
-        name = column.removeprefix(">")
-        table.add_column(name, justify="right" if column != name else "left", no_wrap=True)
-    return table
-
-
-def print_table(table: Any) -> None:
-    """Whole: a terminal that is narrower breaks its lines."""
-    _console(max(width_of_terminal() or PIPED, _width_of(table))).print(table)
-
-
-def width_of_terminal() -> int | None:
-    """None where the output is no terminal: then there is no width to fit into."""
-    return _console().width if sys.stdout.isatty() else None
-
-
-def _width_of(table: Any) -> int:
-    return _console(PIPED).measure(table).maximum
-
-
-def _console(width: int | None = None) -> Console:
-    """Text is printed as it is, whatever a label looks like; with NO_COLOR without bold letters, too."""
-    from rich.console import Console
-
-    force = False if Console().no_color else None
-    return Console(width=width, force_terminal=force, markup=False, emoji=False, highlight=False)
 
 
 def _column(blocks: Sequence[Document], name: str, values: Iterable[float], look: Look) -> Column:

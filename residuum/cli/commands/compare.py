@@ -1,0 +1,80 @@
+"""`residuum compare`: show what every residual block did to two images, on one scale."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from residuum.cli.blocks import compared_scalars, print_comparison
+from residuum.cli.commands.introspect import look_at, print_seen
+from residuum.cli.options import (
+    artifact_of,
+    check_suffix,
+    image_options,
+    introspect_query,
+    open_model,
+    query_options,
+)
+from residuum.cli.output import print_json, write_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    formats = "an image: JPEG, PNG, WebP, GIF, TIFF or BMP"
+    parser.add_argument("a", type=Path, metavar="A", help=formats)
+    parser.add_argument("b", type=Path, metavar="B", help="another; A's top class is the target for both")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write .png (the blocks of both side by side, on one scale) or .json, by its suffix",
+    )
+    parser.epilog = "Without --quantities: share, ratio and contribution, as far as they exist."
+    query_options(parser)
+    image_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from models.manifest import read_manifest
+    from service.comparison_picture import COMPARED, Subject, compared_maps, comparison_picture
+    from service.introspection import why_absent
+    from service.introspection_answer import to_json
+    from service.introspection_query import Target, resolve
+
+    check_suffix(args.out, ".png", ".json")
+    drawn = args.out and args.out.suffix.lower() == ".png"
+    manifest = read_manifest(artifact_of(args)[0])
+    if not args.quantities:
+        existing = [name for name in COMPARED if not why_absent(name, manifest)]
+        args.quantities = ",".join(existing or ["residual"])
+    options = resolve(introspect_query(args), manifest)
+    if drawn:
+        compared_maps(options, manifest)  # what it cannot hold fails here and not after all the work
+    with closing(open_model(args)) as model:
+        a = look_at(args.a, model, options, compared_scalars(options))
+        if options.target.index is None:
+            options = replace(options, target=Target("index", a.quantities.target))
+        b = look_at(args.b, model, options, compared_scalars(options))
+    documents = {"a": a.document, "b": b.document}
+    if drawn:
+        pair = (
+            Subject(args.a.name, a.image, a.quantities),
+            Subject(args.b.name, b.image, b.quantities),
+        )
+        write_file(args.out, comparison_picture(pair, manifest, options))
+    elif args.out:
+        write_file(args.out, to_json(documents))
+    if args.json:
+        print_json(documents)
+    else:
+        print("A: ", end="")
+        print_seen(args.a, a)
+        print("B: ", end="")
+        print_seen(args.b, b)
+        print_comparison(a.document, b.document, a.shown, b.shown)
+    if args.out:
+        print(f"wrote {args.out}", file=sys.stderr)
+    return 0

@@ -1,0 +1,24 @@
+"""`residuum serve`: answer over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from residuum.cli.options import add_setting_flags, given
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from service.settings import Settings
+
+    add_setting_flags(parser, tuple(Settings.model_fields))
+
+
+def run(args: argparse.Namespace) -> int:
+    # Of another server's workers, perhaps; whether this one has any, --workers says.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    from service.running import serve as run_server
+    from service.settings import Settings, load_settings
+
+    run_server(load_settings(**given(args, tuple(Settings.model_fields))))
+    return 0

@@ -1,0 +1,189 @@
+"""Flags that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from residuum.cli.errors import CommandError, need
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from export.precisions import PrecisionRequest
+    from service.introspection_query import IntrospectQuery
+    from service.loading import LoadedModel
+    from service.settings import Settings
+
+
+ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads", "engine_cache")
+QUERY_FLAGS = (
+    "target",
+    "blocks",
+    "quantities",
+    "maps",
+    "scale",
+    "gates",
+    "lesion",
+    "render",
+    "colormap",
+    "alpha",
+)
+
+
+def add_setting_flags(
+    parser: argparse.ArgumentParser, names: Sequence[str], kind: type[BaseModel] | None = None
+) -> None:
+    """A flag for each setting of `kind`, or the server's; what it says is in `service.settings` only."""
+    from service.settings import ENV_PREFIX, Settings, flag_of
+
+    group = parser.add_argument_group("settings", f"each also as an environment variable, {ENV_PREFIX}NAME")
+    for name in names:
+        field = (kind or Settings).model_fields[name]
+        default = field.default
+        if isinstance(default, tuple):
+            default = ", ".join(default) or "none"
+        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if field.annotation is not bool:
+            action = "append" if isinstance(field.default, tuple) else "store"
+            options = {"action": action, "metavar": name.rsplit("_", 1)[-1].upper()}
+        help_text = f"{field.description} (default: {default})".replace("%", "%%")
+        group.add_argument(flag_of(name), dest=name, help=help_text, **options)
+
+
+def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The flags that were given; the environment and the defaults decide the rest."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="a name under --artifacts, or a path to an artifact (default: embedded)"
+    )
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="how many predictions (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON, in the form that the server answers")
+    add_setting_flags(parser, ENGINE_SETTINGS)
+
+
+def query_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for each parameter of `POST /introspect`, whose text is in service.introspection_query only."""
+    from service.introspection_query import IntrospectQuery
+
+    group = parser.add_argument_group("what is asked", "as the parameters of POST /introspect")
+    for name in QUERY_FLAGS:
+        field = IntrospectQuery.model_fields[name]
+        if field.annotation is bool:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=field.description)
+        else:
+            default = f" (default: {field.default})" if field.default else ""
+            group.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.description}{default}")
+
+
+def introspect_query(args: argparse.Namespace) -> IntrospectQuery:
+    from pydantic import ValidationError
+
+    from service.introspection_query import IntrospectQuery
+
+    try:
+        return IntrospectQuery(**given(args, (*QUERY_FLAGS, "top_k")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise CommandError(f"--{name} {first['input']}: {first['msg']}") from error
+
+
+def check_suffix(out: Path | None, *suffixes: str) -> None:
+    if out and out.suffix.lower() not in suffixes:
+        raise CommandError(f"-o {out}: the suffix must be {', '.join(suffixes[:-1])} or {suffixes[-1]}")
+
+
+def artifact_of(args: argparse.Namespace) -> tuple[Path, Settings]:
+    """The directory of the model asked for, and how to run it: one image at a time."""
+    from service.loading import find_artifact
+    from service.settings import load_settings
+
+    settings = load_settings(**given(args, ENGINE_SETTINGS), max_batch_size=1)
+    return find_artifact(args.model or settings.model[0], settings.artifacts), settings
+
+
+def open_model(args: argparse.Namespace) -> LoadedModel:
+    """The model asked for, verified and ready."""
+    from service.loading import load_model
+
+    return load_model(*artifact_of(args))
+
+
+def check_top_k(args: argparse.Namespace, model: LoadedModel) -> None:
+    if not 1 <= args.top_k <= model.manifest.num_classes:
+        raise CommandError(f"--top-k {args.top_k}: {model.name} has {model.manifest.num_classes} classes")
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: 0 or more is expected")
+    return number
+
+
+def three_numbers(text: str) -> tuple[float, ...]:
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected R,G,B such as 0.485,0.456,0.406") from None
+    return red, green, blue
+
+
+def field_values(items: Sequence[str]) -> dict[str, str]:
+    """Of `--set FIELD=VALUE`."""
+    if malformed := [item for item in items if "=" not in item]:
+        raise CommandError(f"--set {malformed[0]}: expected FIELD=VALUE, such as epochs=30")
+    return dict(item.split("=", 1) for item in items)
+
+
+def precision_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precisions; every one passes its gates, or nothing is written")
+    group.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        choices=("fp32", "bf16", "fp16", "int8", "int8-trt"),
+        help="add graphs of it; fp32 is always there; repeatable. int8 is for CPUs, int8-trt for TensorRT",
+    )
+    group.add_argument(
+        "--calibration",
+        metavar="PATH",
+        help="for int8: a data set, or a folder of images like those that will be sent; no labels needed",
+    )
+    group.add_argument(
+        "--num-calibration", type=int, default=512, metavar="N", help="so many of them (default: 512)"
+    )
+    group.add_argument(
+        "--keep-layers",
+        type=count,
+        default=0,
+        metavar="N",
+        help="leave the N layers that int8 harms most in floating point (default: 0)",
+    )
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        help="measure accuracy on its validation split (default: --calibration's, if it has one)",
+    )
+    group.add_argument(
+        "--allow-loss", action="store_true", help="write it even if a precision loses more than it may"
+    )
+
+
+def precision_request(args: argparse.Namespace) -> PrecisionRequest:
+    """What --precision and the flags beside it ask for."""
+    from export.images import is_data_set
+    from export.precisions import PrecisionRequest
+
+    if args.data or (args.calibration and is_data_set(args.calibration)):
+        need("train", "datasets")
+    names = tuple(args.precision)
+    return PrecisionRequest(
+        names, args.calibration, args.num_calibration, args.data, args.allow_loss, args.keep_layers
+    )
