@@ -10,12 +10,21 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Protocol
 
+import residuum
 from residuum.cli.errors import is_ours
 from residuum.cli.output import print_error
+from residuum.cli.parser import Parser
 
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+EXAMPLES = """\
+  residuum pull resnet50                 # published weights, as an artifact
+  residuum serve --model resnet50        # http://127.0.0.1:8000
+  residuum introspect photograph.jpg     # what every residual block did
+  residuum COMMAND --help                # more about a command"""
 # Name: what the command does, and the module with its `add_arguments(parser)` and `run(args)`.
 COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("answer over HTTP", "residuum.cli.commands.serve"),
@@ -33,31 +42,68 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser that knows every command's name, and the options of the command that is asked for."""
-    parser = argparse.ArgumentParser(
+class Command(Protocol):
+    """A module below `residuum.cli.commands`."""
+
+    EXAMPLES: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def make_parser(*loaded: str) -> Parser:
+    """Return a parser of all commands' names, with the arguments of the commands that are `loaded`."""
+    parser = Parser(
         prog="residuum",
         description="Serve pretrained ResNets, and show what their residual blocks do.",
-        epilog="residuum COMMAND --help says more.",
+        epilog=f"examples:\n{EXAMPLES}",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name, (summary, module_name) in COMMANDS.items():
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("--print-completion", choices=SHELLS, help="print a script that completes commands")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, (summary, module) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        if name == asked:
-            module = import_module(module_name)
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
+        command.set_defaults(parser=command)
+        if name in loaded:
+            loaded_command: Command = import_module(module)
+            command.epilog = f"examples:\n{loaded_command.EXAMPLES}"
+            loaded_command.add_arguments(command)
+            command.complete_files()
+            command.set_defaults(run=loaded_command.run)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code.
+
+    Raises:
+        SystemExit: help was asked for, or the arguments cannot be read.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without the letters of bars and labels
         sys.stdout.reconfigure(errors="replace")
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = make_parser(arguments).parse_args(arguments)
+    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+    parser = make_parser(named)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        (args.parser if "parser" in args else parser).refuse(unknown)
+    if args.version:
+        print(f"residuum {residuum.__version__}")
+        return 0
+    if args.print_completion:
+        print_completion(args.print_completion)
+        return 0
+    if "run" not in args:
+        parser.print_help()
+        return 0
+    return guarded(args.run, args)
+
+
+def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a command and return its exit code; an error that the user can act on is printed as one line."""
     try:
-        return args.run(args)  # type: ignore[no-any-return]
+        return run(args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `residuum models | head`; what Python still has to write goes nowhere
@@ -73,5 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def print_completion(shell: str) -> None:
+    """Print the script that makes a shell complete commands, options, choices and files."""
+    import shtab
+
+    print(shtab.complete(make_parser(*COMMANDS), shell))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from residuum.cli.errors import CommandError, need
+from residuum.cli.parser import capitalized
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
     from export.precisions import PrecisionRequest
     from service.introspection_query import IntrospectQuery
@@ -36,21 +38,51 @@ QUERY_FLAGS = (
 def add_setting_flags(
     parser: argparse.ArgumentParser, names: Sequence[str], kind: type[BaseModel] | None = None
 ) -> None:
-    """A flag for each setting of `kind`, or the server's; what it says is in `service.settings` only."""
+    """Add a flag for each of the settings `names` of `kind`, or of the server's settings.
+
+    Group, description, choices and default come from the field; see `service.settings`.
+    """
     from service.settings import ENV_PREFIX, Settings, flag_of
 
-    group = parser.add_argument_group("settings", f"each also as an environment variable, {ENV_PREFIX}NAME")
+    groups: dict[str, Any] = {}
     for name in names:
         field = (kind or Settings).model_fields[name]
+        title = (
+            str(field.json_schema_extra["group"]) if isinstance(field.json_schema_extra, dict) else "settings"
+        )
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         default = field.default
         if isinstance(default, tuple):
             default = ", ".join(default) or "none"
-        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if field.annotation is not bool:
-            action = "append" if isinstance(field.default, tuple) else "store"
-            options = {"action": action, "metavar": name.rsplit("_", 1)[-1].upper()}
+        elif isinstance(default, bool):
+            default = "on" if default else "off"
         help_text = f"{field.description} (default: {default})".replace("%", "%%")
-        group.add_argument(flag_of(name), dest=name, help=help_text, **options)
+        groups[title].add_argument(flag_of(name), dest=name, help=help_text, **_value_of(name, field))
+    headings = [capitalized(title) for title in groups]
+    listed = " and ".join(part for part in (", ".join(headings[:-1]), headings[-1]) if part)
+    parser.description = (
+        f"{parser.description} Environment variables such as {ENV_PREFIX}{names[0].upper()} can give what is "
+        f"under {listed}, too; the command line wins."
+    )
+
+
+def _value_of(name: str, field: FieldInfo) -> dict[str, Any]:
+    """Return the options of `add_argument` for what a setting holds."""
+    if field.annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    options: dict[str, Any] = {"action": "append" if isinstance(field.default, tuple) else "store"}
+    if choices := _choices(field):
+        return options | {"choices": choices}
+    if Path in (field.annotation, *get_args(field.annotation)):
+        options["type"] = Path
+    return options | {"metavar": name.rsplit("_", 1)[-1].upper()}
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values of a `Literal`, which may be optional; nothing for any other type."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +110,8 @@ def query_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(f"--{name}", action="store_true", default=None, help=field.description)
         else:
             default = f" (default: {field.default})" if field.default else ""
-            group.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.description}{default}")
+            value = {"choices": found} if (found := _choices(field)) else {"metavar": name.upper()}
+            group.add_argument(f"--{name}", help=f"{field.description}{default}", **value)
 
 
 def introspect_query(args: argparse.Namespace) -> IntrospectQuery:

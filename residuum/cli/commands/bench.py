@@ -7,6 +7,10 @@ import argparse
 from residuum.cli.errors import need
 from residuum.cli.options import ENGINE_SETTINGS, add_setting_flags, given
 
+EXAMPLES = """\
+  residuum bench   # the embedded model and a ResNet-50
+  residuum bench --model resnet50 --batch 1 --batch 8 --engine openvino"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

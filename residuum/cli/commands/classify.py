@@ -15,6 +15,11 @@ from residuum.cli.output import print_error, print_json, read_file
 if TYPE_CHECKING:
     from service.loading import LoadedModel
 
+EXAMPLES = """\
+  residuum classify photograph.jpg
+  residuum classify *.jpg --model resnet50 --top-k 3
+  residuum classify photograph.jpg --json | jq .results"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

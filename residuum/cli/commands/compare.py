@@ -20,6 +20,11 @@ from residuum.cli.options import (
 )
 from residuum.cli.output import print_json, write_file
 
+EXAMPLES = """\
+  residuum compare a.jpg b.jpg   # about A's top class
+  residuum compare a.jpg b.jpg -o both.png --quantities share
+  residuum compare a.jpg b.jpg --quantities lens,lesion --target 207"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = "an image: JPEG, PNG, WebP, GIF, TIFF or BMP"
@@ -32,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write .png (the blocks of both side by side, on one scale) or .json, by its suffix",
     )
-    parser.epilog = "Without --quantities: share, ratio and contribution, as far as they exist."
+    parser.description = (
+        f"{parser.description} Without --quantities: share, ratio and contribution, as far as they exist."
+    )
     query_options(parser)
     image_options(parser)
 

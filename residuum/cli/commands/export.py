@@ -10,6 +10,11 @@ from residuum.cli.errors import CommandError, need
 from residuum.cli.options import count, precision_options, precision_request
 from residuum.cli.tables import print_graphs
 
+EXAMPLES = """\
+  residuum export runs/mine/checkpoint.safetensors -o artifacts/mine
+  residuum export mine.safetensors --precision int8 --calibration photographs/
+  residuum export resnet50 --weights random   # for benchmarks and tests"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

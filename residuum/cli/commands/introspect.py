@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from service.introspection import Quantities
     from service.loading import LoadedModel
 
+EXAMPLES = """\
+  residuum introspect photograph.jpg                # a table of the blocks
+  residuum introspect photograph.jpg -o sheet.png   # maps of every block
+  residuum introspect photograph.jpg --lesion --target 207
+  residuum introspect photograph.jpg --gates stage2.1:0 --json"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, GIF, TIFF or BMP")

@@ -12,6 +12,10 @@ from residuum.cli.tables import new_table, print_table
 
 ZOO_ORDERS = {"name": "name", "parameters": "num_parameters", "macs": "num_macs", "pixels": "input_size"}
 
+EXAMPLES = """\
+  residuum models                     # what serve --model takes
+  residuum models --zoo --sort macs   # architectures and their cost"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zoo", action="store_true", help="list the architectures that can be built instead")

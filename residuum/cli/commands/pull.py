@@ -19,6 +19,12 @@ from residuum.cli.options import (
 from residuum.cli.output import print_json, progress_bar
 from residuum.cli.tables import new_table, print_graphs, print_table
 
+EXAMPLES = """\
+  residuum pull            # list what can be pulled
+  residuum pull resnet50   # -> artifacts/resnet50
+  residuum pull timm/resnet50.a1_in1k --name a1 --precision fp16
+  residuum pull ./weights.pth --labels classes.txt"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from service.settings import PullSettings

@@ -7,6 +7,12 @@ import os
 
 from residuum.cli.options import add_setting_flags, given
 
+EXAMPLES = """\
+  residuum serve   # the embedded model, at http://127.0.0.1:8000
+  residuum serve --model resnet50 --model embedded
+  residuum serve --host 0.0.0.0 --api-key-file keys --rate-limit 10
+  residuum serve --engine openvino --precision int8 --workers 2"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from service.settings import Settings

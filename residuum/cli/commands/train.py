@@ -14,6 +14,11 @@ from residuum.cli.tables import new_table, print_table
 if TYPE_CHECKING:
     from models.training.recipe import Recipe
 
+EXAMPLES = """\
+  residuum train   # list the recipes
+  residuum train cifar10-resnet20 --data cifar10/
+  residuum train cifar10-resnet20 --data cifar10/ --set epochs=30"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -64,20 +64,12 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_help_names_every_command() -> None:
-    done = residuum("--help")
-    assert done.returncode == 0
-    for name in ("serve", "classify", "introspect", "compare", "models", "train", "export", "bench"):
-        assert name in done.stdout
-        assert residuum(name, "--help").returncode == 0
-
-
 def test_serving_loads_no_torch() -> None:
     code = """
 import sys
 from residuum.cli.main import make_parser
 
-make_parser(["serve"])
+make_parser("serve")
 import service.app
 
 print("torch" in sys.modules)
@@ -357,10 +349,8 @@ def test_bench_ends_with_json(artifact: Path) -> None:
     [
         (("classify", "x.jpg", "--model", "nothing"), "there is no artifact of that name"),
         (("classify", "x.jpg", "--top-k", "0"), "--top-k 0"),
-        (("classify", "x.jpg", "--device", "tpu"), "--device tpu"),
         (("introspect", "x.jpg"), "x.jpg: No such file"),
         (("introspect", "x.jpg", "-o", "x.bmp"), "must be .png, .npz, .json or .zip"),
-        (("introspect", "x.jpg", "--scale", "none"), "--scale none"),
         (("introspect", "x.jpg", "-o", "x.png", "--quantities", "lens"), "no map is named"),
         (("introspect", "x.jpg", "-o", "x.zip", "--quantities", "lens"), "no map is named"),
         (("compare", "x.jpg", "y.jpg", "-o", "x.png", "--quantities", "lens"), "no map is named"),
@@ -369,7 +359,6 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("introspect", "x.jpg", "--gates", "stage9.0:1"), "stage9.0"),
         (("introspect", "x.jpg", "--alpha", "7"), "--alpha 7"),
         (("serve", "--port", "many"), "--port many"),
-        (("serve", "--engine", "tensorflow"), "--engine tensorflow"),
         (("train", "nothing", "--data", "x"), "unknown recipe"),
         (("train", "cifar10-resnet20"), "--data is needed"),
         (("train", "cifar10-resnet20", "--data", "x", "--set", "epochs"), "expected FIELD=VALUE"),
@@ -418,10 +407,6 @@ def test_compare_names_the_image_that_it_cannot_read(
     assert done.returncode == 2
     assert "noise.png: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_no_arguments_is_a_usage_error() -> None:
-    assert residuum().returncode == 2
 
 
 def test_json_goes_through_a_pipe_whole(artifact: Path, photograph: Path) -> None:
