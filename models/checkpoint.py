@@ -49,6 +49,15 @@ def describe_architecture(model: ResNet) -> dict[str, object]:
     return asdict(model.spec)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is safetensors with metadata of ours in its header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_checkpoint(path: Path) -> tuple[ResNet, CheckpointMetadata]:
     """The network in evaluation mode, and its metadata.
 

@@ -47,7 +47,7 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
     """A network of ours in evaluation mode with foreign weights.
 
     Args:
-        weights: a state dict, or a `.safetensors`, `.pth`, `.pt`, `.th` or `.bin` file that holds one.
+        weights: a state dict, or a file that holds one: safetensors or PyTorch's, which its content tells.
         spec: the architecture, with any number of classes: the file's classifier tells it. None:
             recognised by the tensors, with what `models.identify` takes as given.
 
@@ -127,21 +127,27 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> object:
     """What is in the file. Raises WeightsError."""
-    is_safetensors = path.suffix == ".safetensors"
+    fault = "not a safetensors file, and not a PyTorch file, or one that would have to run code to be read"
     try:
-        if is_safetensors:
+        if is_safetensors(path):
+            fault = "a damaged safetensors file"
             return load_file(path)
         with torch.serialization.safe_globals(PLAIN_TYPES), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # torch takes a path for safetensors by its suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"cannot read weights from {path}: {error.strerror or error}") from error
     # A file is hostile input: torch's reader meets damaged ones with KeyError, IndexError, AssertionError...
     except Exception as error:
-        fault = "not a PyTorch file, or one that would have to run code to be read"
-        if is_safetensors:
-            fault = "not a safetensors file"
         raise WeightsError(f"cannot read weights from {path}: {fault}{_reason(error)}") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins like safetensors: with the length of a JSON object and its brace."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
 
 
 def _reason(error: Exception) -> str:

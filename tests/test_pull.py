@@ -24,7 +24,7 @@ from torch import nn
 
 from export.options import OptionError, read_labels
 from export.precisions import KINDS
-from export.pull import Request, is_file
+from export.source import Request, is_file
 from export.verify import source_input
 from models import pretrained
 from models.manifest import Label, Preprocessing, PublishedAccuracy, read_manifest
@@ -446,6 +446,36 @@ def test_precisions_are_asked_for_like_other_options(
         assert code == 2, others
         assert "made with other options: choose another --name" in err, others
     assert read_manifest(artifact) == manifest
+
+
+@pytest.mark.parametrize("name", ["weights.th", "weights.safetensors", "weights"])
+def test_export_takes_other_peoples_weights_whatever_the_file_is_called(
+    pull: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifar_file(tmp_path, name)
+    out = tmp_path / "elsewhere"
+    assert main(["export", name, "-o", str(out), "--name", "mine"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == str(out)
+    assert "those of CIFAR-10; --labels gives others" in said.err
+    manifest = read_manifest(out)
+    assert (manifest.name, manifest.architecture, manifest.provenance.source) == ("mine", "resnet8", name)
+    assert "is there already" in pull(name, "-o", out, "--name", "mine")[2]
+
+
+def test_export_takes_a_published_name(
+    pull: Callable[..., tuple[int, str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "resnet10:timm", "-o", str(tmp_path / "elsewhere")]) == 0
+    capsys.readouterr()
+    manifest = read_manifest(tmp_path / "elsewhere")
+    assert (manifest.name, manifest.provenance.weights) == ("elsewhere", "timm/resnet10.timm")
+    assert "is there already" in pull("resnet10:timm", "-o", tmp_path / "elsewhere")[2]
 
 
 def test_mistakes_about_a_file(pull: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -35,9 +35,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "residuum.cli.commands.compare",
     ),
     "models": ("list the models that can be served", "residuum.cli.commands.models"),
-    "pull": ("turn published weights, or a file of them, into an artifact", "residuum.cli.commands.pull"),
+    "pull": ("turn published weights, or a file of weights, into an artifact", "residuum.cli.commands.pull"),
     "train": ("train a recipe on a data set", "residuum.cli.commands.train"),
-    "export": ("turn a checkpoint into an artifact", "residuum.cli.commands.export"),
+    "export": ("turn a checkpoint, or other weights, into an artifact", "residuum.cli.commands.export"),
     "bench": ("measure a model's graphs on this machine", "residuum.cli.commands.bench"),
 }
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from residuum.cli.errors import CommandError, need
+from residuum.cli.errors import CommandError
 from residuum.cli.parser import capitalized
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-    from export.precisions import PrecisionRequest
     from service.introspection_query import IntrospectQuery
     from service.loading import LoadedModel
     from service.settings import Settings
@@ -160,63 +159,8 @@ def count(text: str) -> int:
     return number
 
 
-def three_numbers(text: str) -> tuple[float, ...]:
-    try:
-        red, green, blue = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected R,G,B such as 0.485,0.456,0.406") from None
-    return red, green, blue
-
-
 def field_values(items: Sequence[str]) -> dict[str, str]:
     """Of `--set FIELD=VALUE`."""
     if malformed := [item for item in items if "=" not in item]:
         raise CommandError(f"--set {malformed[0]}: expected FIELD=VALUE, such as epochs=30")
     return dict(item.split("=", 1) for item in items)
-
-
-def precision_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("precisions; every one passes its gates, or nothing is written")
-    group.add_argument(
-        "--precision",
-        action="append",
-        default=[],
-        choices=("fp32", "bf16", "fp16", "int8", "int8-trt"),
-        help="add graphs of it; fp32 is always there; repeatable. int8 is for CPUs, int8-trt for TensorRT",
-    )
-    group.add_argument(
-        "--calibration",
-        metavar="PATH",
-        help="for int8: a data set, or a folder of images like those that will be sent; no labels needed",
-    )
-    group.add_argument(
-        "--num-calibration", type=int, default=512, metavar="N", help="so many of them (default: 512)"
-    )
-    group.add_argument(
-        "--keep-layers",
-        type=count,
-        default=0,
-        metavar="N",
-        help="leave the N layers that int8 harms most in floating point (default: 0)",
-    )
-    group.add_argument(
-        "--data",
-        metavar="PATH",
-        help="measure accuracy on its validation split (default: --calibration's, if it has one)",
-    )
-    group.add_argument(
-        "--allow-loss", action="store_true", help="write it even if a precision loses more than it may"
-    )
-
-
-def precision_request(args: argparse.Namespace) -> PrecisionRequest:
-    """What --precision and the flags beside it ask for."""
-    from export.images import is_data_set
-    from export.precisions import PrecisionRequest
-
-    if args.data or (args.calibration and is_data_set(args.calibration)):
-        need("train", "datasets")
-    names = tuple(args.precision)
-    return PrecisionRequest(
-        names, args.calibration, args.num_calibration, args.data, args.allow_loss, args.keep_layers
-    )

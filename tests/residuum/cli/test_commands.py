@@ -247,10 +247,18 @@ def test_models_lists_the_embedded_one_and_the_folder(artifact: Path) -> None:
 def test_a_checkpoint_becomes_an_artifact_that_classifies(photograph: Path, tmp_path: Path) -> None:
     model = liven(build("resnet20", depths=(1, 1), width=4))
     save_checkpoint(tmp_path / "checkpoint.safetensors", model, metadata_for(model))
-    done = residuum("export", tmp_path / "checkpoint.safetensors", "-o", tmp_path / "small")
+    path = tmp_path / "checkpoint.pth"  # its content counts, and not its name
+    (tmp_path / "checkpoint.safetensors").rename(path)
+    done = residuum("pull", path, "-o", tmp_path / "small")
     assert done.returncode == 0, done.stderr
     assert "introspect" in done.stdout
     assert residuum("classify", photograph, "--artifacts", tmp_path, "--model", "small").returncode == 0
+    provenance = read_manifest(tmp_path / "small").provenance
+    assert (provenance.source, provenance.weights, provenance.options) == (
+        "checkpoint checkpoint.pth",
+        None,
+        None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +370,7 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("train", "nothing", "--data", "x"), "unknown recipe"),
         (("train", "cifar10-resnet20"), "--data is needed"),
         (("train", "cifar10-resnet20", "--data", "x", "--set", "epochs"), "expected FIELD=VALUE"),
-        (("export", "absent.safetensors", "-o", "x"), "absent.safetensors: no such checkpoint"),
+        (("export", "absent.safetensors", "-o", "x"), "absent.safetensors: no such file"),
         (("export", "resnet2O", *RANDOM), "unknown architecture"),
         (("export", "resnet20", *RANDOM, "--precision", "int8"), "--precision int8 needs --calibration"),
         (("export", "resnet20", *RANDOM, "--calibration", "./empty"), "there are no images in it"),
@@ -373,6 +381,9 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         ),
         (("export", "resnet20", *RANDOM, "--prune", "0.3"), "--prune fine-tunes and is measured on"),
         (("export", "resnet20", *RANDOM, "--qat-epochs", "1"), "--qat-epochs fine-tunes weights for"),
+        (("export", "resnet20", *RANDOM, "--labels", "x"), "--labels is for files of other people's weights"),
+        (("pull", "resnet20", *RANDOM, "--crop", "24"), "--crop is for other people's weights"),
+        (("pull", "absent.th", "-o", "x"), "absent.th: no such file"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
