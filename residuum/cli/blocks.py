@@ -29,9 +29,10 @@ POSITIVE, NEGATIVE, AMOUNT, UNUSUAL = "red", "blue", "cyan", "bold yellow"
 
 
 class Size(NamedTuple):
-    """Columns that bars, texts and gaps of the table of blocks take, and what it goes without.
+    """One layout of the table of blocks: the widths of bars, texts and gaps in columns of the terminal.
 
-    Squeezed by 1 it has short words, by 2 no bars of `minor` scalars either, by 3 no kinds of shortcuts.
+    `squeezed` says what the layout leaves out: 1 uses short headings, 2 also omits the bars of `minor`
+    scalars, 3 also omits the column of shortcuts.
     """
 
     bar: int
@@ -40,7 +41,7 @@ class Size(NamedTuple):
     squeezed: int = 0
 
 
-# The first that fits is taken.
+# From the widest to the narrowest; the first layout that fits the terminal is used.
 SIZES = (
     Size(13, PIPED, 3),
     *(Size(bar, 34, 3) for bar in (13, 11, 9, 7)),
@@ -53,10 +54,14 @@ SIZES = (
 
 
 class Look(NamedTuple):
-    """How a scalar is shown: its heading, its format, and what a whole bar stands for.
+    """How a scalar is shown.
 
-    `whole`: None for the largest in the table, 0 for no bar. A signed bar goes either way from its middle.
-    `short` is the heading where there is little room, and a `minor` scalar has no bar there.
+    Attributes:
+        heading, digits: the column's heading, and the format of its numbers.
+        whole: the value of a full bar; None: the largest absolute value in the table; 0: no bar.
+        signed: the bar starts in the middle of its cell and goes right or left.
+        short: the heading in a narrow terminal.
+        minor: omit the bar in a narrow terminal.
     """
 
     heading: str
@@ -79,26 +84,28 @@ LOOKS = {
     "lesion.kl": Look("KL", ".2f", None),
     "relu.clip_fraction": Look("clipped", ".2f", 1),
 }
+# Without `quantities`: these, or the second row for a network without shortcuts.
 USUAL = ("share.residual", "ratio", "cosine", "contribution")
-WITHOUT_SHORTCUTS = ("rms.residual", "rms.output", "relu.clip_fraction")  # where none of the usual exist
-TOLD = ("share", "ratio", "cosine", "contribution", "lens")  # that they are missing
+WITHOUT_SHORTCUTS = ("rms.residual", "rms.output", "relu.clip_fraction")
+# If one of these is missing, a note below the table says why.
+TOLD = ("share", "ratio", "cosine", "contribution", "lens")
 
 
 class Column(NamedTuple):
-    """One number a block, None where there is none, and a mark where it is unusual."""
+    """One value for each block (None: it has none), and a mark for each value outside the usual band."""
 
     look: Look
     values: list[float | None]
     marks: list[str]
 
     def numbers(self) -> list[str]:
-        """All of one width, with room for marks where there are any."""
+        """Return the formatted values, all of the same width, each followed by its mark."""
         shown = ["-" if value is None else format(value, self.look.digits) for value in self.values]
         width, marked = max(map(len, shown)), max(map(len, self.marks))
         return [f"{text:>{width}}{mark:{marked}}" for text, mark in zip(shown, self.marks, strict=True)]
 
     def bars(self, width: int) -> list[str]:
-        """Of the values, on one scale; empty ones where `width` is 0 or the look has none."""
+        """Return a bar for each value, on one scale; empty strings if `width` is 0 or the look has no bar."""
         whole = self.look.whole
         if whole is None:
             whole = max((abs(value) for value in self.values if value is not None), default=0.0)
@@ -109,7 +116,7 @@ class Column(NamedTuple):
 
 
 def print_predictions(predictions: Sequence[Document]) -> None:
-    """A line for each; a label for which a terminal is too narrow is folded."""
+    """Print one line for each prediction; wrap labels that are too long for the terminal."""
     table = new_table("", ">%", "label", "wnid")
     for row in predictions:
         percent = f"{100 * row['probability']:.1f}"
@@ -122,10 +129,10 @@ def print_predictions(predictions: Sequence[Document]) -> None:
 
 
 def print_blocks(document: Document, scalars: Scalars) -> None:
-    """A line a block: its scalars as far as there are any, its lens, and what is said without it; then notes.
+    """Print one line for each block: scalars, lens, and the top class without the block; then notes.
 
     Args:
-        scalars: by name, one for each block of the document; NaN where there is none.
+        scalars: for each name one value for each block of the document; NaN: the block has none.
     """
     blocks = document["blocks"]
     columns = [_column(blocks, name, values, LOOKS.get(name, Look(name))) for name, values in scalars.items()]
@@ -137,7 +144,7 @@ def print_blocks(document: Document, scalars: Scalars) -> None:
 
 
 def print_comparison(a: Document, b: Document, of_a: Scalars, of_b: Scalars) -> None:
-    """A line a block: each scalar of A and of B, and how much larger that of B is."""
+    """Print one line for each block: each scalar of A and of B, and the difference B - A."""
     columns = []
     for name in of_a:
         look = LOOKS.get(name, Look(name))
@@ -170,10 +177,10 @@ def block_table(
     texts: Mapping[str, Sequence[str]],
     width: int | None,
 ) -> Any:
-    """Blocks, their numbers with bars, and texts by heading; bars as long as `width` allows.
+    """Return a table of blocks, their values with bars, and texts, in the first layout that fits `width`.
 
-    Without a width there is room for all. Numbers and names are never cut: where the smallest size is too
-    wide, the table is wider than `width`.
+    Without a width the widest layout is used. Numbers and names are never cut: if the narrowest layout does
+    not fit, the table is wider than `width`.
     """
     for size in SIZES:
         table = _sized(blocks, columns, texts, size)
@@ -218,13 +225,13 @@ def _cell(value: float, signed: bool, drawn: str, number: str) -> Text:
 
 
 def print_notes(lines: Sequence[str]) -> None:
-    """Sentences, wrapped on a terminal."""
+    """Print sentences; wrap them on a terminal."""
     for line in lines:
         print(textwrap.fill(line, width_of_terminal() or PIPED, subsequent_indent="  "))
 
 
 def notes(document: Document) -> list[str]:
-    """What the logit is made of, what the columns and marks mean, and why a column is missing."""
+    """Return what the logit consists of, what the columns and marks mean, and why a column is missing."""
     from service.legends import decomposition_text
 
     blocks, found = document["blocks"], []
@@ -267,7 +274,7 @@ def _flip(block: Document) -> str:
 
 
 def shown_scalars(options: Options, manifest: Manifest) -> list[str]:
-    """The scalars that a table has for these options: the usual ones, or those that `quantities` names."""
+    """Return the names of the scalars in a table for these options: the usual ones, or those asked for."""
     from service.introspection import why_absent
 
     lesion = ["lesion.delta_logit"] if "lesion" in options.groups else []
@@ -278,13 +285,13 @@ def shown_scalars(options: Options, manifest: Manifest) -> list[str]:
 
 
 def compared_scalars(options: Options) -> list[str]:
-    """Those that `quantities` names, for two images: lens and lesions are about the target of both."""
+    """Return the names of the scalars for two images: lens and lesions are about the common target."""
     names = {"lens": "lens.target_probability", "lesion": "lesion.target_delta_logit"}
     return _named_scalars(options) + [name for group, name in names.items() if group in options.groups]
 
 
 def _named_scalars(options: Options) -> list[str]:
-    """Those that `quantities` names but for lens and lesion, of which a table has less than there is."""
+    """Return the scalars asked for, without lens and lesion, which have columns of their own."""
     from service.introspection_answer import scalar_names
     from service.legends import STYLES
 

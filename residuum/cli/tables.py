@@ -18,7 +18,7 @@ SPEED_BAR = 20  # columns
 
 
 def new_table(*columns: str, gap: int = 3) -> Any:
-    """A plain table, 1 to 3 blanks between columns; a heading that starts with `>` is set to the right."""
+    """Return a table with `gap` (1 to 3) blanks between columns; `>` before a heading aligns it right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -32,12 +32,12 @@ def new_table(*columns: str, gap: int = 3) -> Any:
 
 
 def print_table(table: Any) -> None:
-    """Whole: a terminal that is narrower breaks its lines."""
+    """Print a table without cutting anything; a narrower terminal breaks its lines."""
     _console(max(width_of_terminal() or PIPED, width_of(table))).print(table)
 
 
 def width_of_terminal() -> int | None:
-    """None where the output is no terminal: then there is no width to fit into."""
+    """Return the width of the terminal; None if standard output is not a terminal."""
     return _console().width if sys.stdout.isatty() else None
 
 
@@ -46,7 +46,7 @@ def width_of(table: Any) -> int:
 
 
 def _console(width: int | None = None) -> Console:
-    """Text is printed as it is, whatever a label looks like; with NO_COLOR without bold letters, too."""
+    """Return a console that takes brackets and colons in labels literally; NO_COLOR also disables bold."""
     from rich.console import Console
 
     force = False if Console().no_color else None
@@ -54,14 +54,17 @@ def _console(width: int | None = None) -> Console:
 
 
 def bar(part: float, width: int) -> str:
-    """A bar for a number in [0, 1]; eighths of a cell, and numbers outside are cut."""
+    """Return a bar for a number in [0, 1], in eighths of a cell; numbers outside are clamped."""
     eighths = round(min(max(part, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(width)
 
 
 def signed_bar(part: float, width: int) -> str:
-    """A bar for a number in [-1, 1] from the middle; in halves: leftwards there are no finer letters."""
+    """Return a bar for a number in [-1, 1] that starts in the middle, in half cells.
+
+    Unicode has no finer blocks that grow leftwards.
+    """
     side = (width - 1) // 2
     full, rest = divmod(round(min(abs(part), 1.0) * side * 2), 2)
     if part < 0:
@@ -70,7 +73,7 @@ def signed_bar(part: float, width: int) -> str:
 
 
 def print_graphs(manifest: Manifest) -> None:
-    """What was exported, how far it is from its source, and what each precision costs and brings."""
+    """Print the graphs: their distance from the source model, their accuracy, size and speed."""
     from export.report import HEADINGS, fastest, rows
 
     table = new_table("graph", "precision", ">max |Δlogit|", *(f">{name}" for name in HEADINGS[2:]), "speed")
