@@ -33,6 +33,9 @@ FROM dependencies AS build
 RUN /opt/build/bin/pip install --constraint constraints.txt hatchling
 COPY LICENSE NOTICE README.md ./
 COPY residuum ./residuum
+COPY artifact ./artifact
+COPY engines ./engines
+COPY introspection ./introspection
 COPY export ./export
 COPY models ./models
 COPY service ./service

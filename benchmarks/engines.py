@@ -23,24 +23,16 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
+from artifact.errors import ResiduumError
+from artifact.manifest import Graph, GraphKind, Manifest, Precision, read_manifest
+from artifact.store import EMBEDDED, find_artifact
 from benchmarks.aims import judge, print_aims
 from benchmarks.subjects import Check, FloatInput, Inputs, default_artifacts
 from benchmarks.theory import Cost, Machine, cost_of, print_machine, print_theory, this_machine
-from models.manifest import Graph, GraphKind, Manifest, Precision, read_manifest
-from service.engines import (
-    ENGINE_NAMES,
-    Device,
-    Engine,
-    EngineError,
-    EngineName,
-    EngineOptions,
-    EngineUnavailable,
-    modes,
-    open_engine,
-)
-from service.engines.machine import num_gpus
-from service.loading import find_artifact
-from service.settings import EMBEDDED, Settings
+from engines.engine import Device, Engine, EngineError, EngineName, EngineOptions, EngineUnavailable
+from engines.machine import num_gpus
+from engines.registry import ENGINE_NAMES, modes, open_engine
+from service.settings import Settings
 
 ROUNDS = 5
 COLUMNS = (
@@ -52,7 +44,7 @@ BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
 FLOAT_INPUT_ENGINES = ("onnxruntime", "openvino")
 
 
-class BenchError(Exception):
+class BenchError(ResiduumError):
     """What is asked for cannot be measured."""
 
 
@@ -262,9 +254,3 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['graph']:<12}{row['precision']:<10}{row['engine']:<12}{row['mode']:<11}{row['batch']:>5}"
             f"{''.join(cells)}{row['max_abs_delta_logit']:>13.2g}{100 * row['top1_agreement']:>6.0f}%"
         )
-
-
-if __name__ == "__main__":
-    from residuum.cli.main import main
-
-    sys.exit(main(["bench", *sys.argv[1:]]))

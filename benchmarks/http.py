@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from artifact.store import EMBEDDED
 from benchmarks.aims import print_aims
 from benchmarks.http_chart import draw
 from benchmarks.http_report import judge, print_ceiling, print_ours, print_servers
@@ -38,7 +39,6 @@ from benchmarks.http_subject import (
 )
 from benchmarks.load import Closed, LoadFailed, Target, closed_loop, open_loop
 from benchmarks.theory import print_machine, this_machine
-from service.settings import EMBEDDED
 
 CEILING_S = 1.0  # for each thing that is timed beforehand
 RIGHT = 0.6  # share of fp32's top five that a server has to answer; int8 of random weights has about 0.9

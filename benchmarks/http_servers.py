@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifact.errors import ResiduumError
 from benchmarks.http_subject import Subject
 from benchmarks.load import Target
 from benchmarks.peers_venv import PeersFailed, make_venv
@@ -34,7 +35,7 @@ OURS = "residuum"
 BOUNDARY = "benchmark"
 
 
-class ServerFailed(Exception):
+class ServerFailed(ResiduumError):
     """A server cannot be started, or does not answer as it should; the message has the end of its log."""
 
 

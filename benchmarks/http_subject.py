@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from artifact.manifest import Manifest, read_manifest
+from artifact.preprocess import preprocess
+from artifact.store import EMBEDDED, find_artifact
 from benchmarks.subjects import random_artifact
-from models.manifest import Manifest, read_manifest
-from models.preprocess import preprocess
-from service.engines import EngineError, EngineName, EngineOptions, open_engine
-from service.engines.machine import num_cores
-from service.loading import find_artifact
-from service.settings import EMBEDDED
+from engines.engine import EngineError, EngineName, EngineOptions
+from engines.machine import num_cores
+from engines.registry import open_engine
 
 NUM_PHOTOGRAPHS = 16
 WIDTH, HEIGHT, QUALITY = 500, 375, 93

@@ -29,6 +29,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from artifact.manifest import TOP_CLASS, Manifest, read_manifest
+from artifact.store import EMBEDDED, find_artifact
 from benchmarks.http_subject import photographs
 from benchmarks.introspection_peers import peers
 from benchmarks.own_server import ServerFailed, own_server
@@ -36,12 +38,10 @@ from benchmarks.peers.introspection import time_slice
 from benchmarks.peers_venv import PeersFailed
 from benchmarks.subjects import FRESH_SEED, random_artifact
 from benchmarks.theory import cost_of, print_machine, this_machine
+from engines.engine import EngineError, EngineName, EngineOptions
+from engines.machine import num_cores
+from engines.registry import open_engine
 from export.verify import synthetic_images
-from models.manifest import TOP_CLASS, Manifest, read_manifest
-from service.engines import EngineError, EngineName, EngineOptions, open_engine
-from service.engines.machine import num_cores
-from service.loading import find_artifact
-from service.settings import EMBEDDED
 
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
 FORMS = (

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from artifact.manifest import Manifest
 from benchmarks.peers_venv import PeersFailed, make_venv
-from models.manifest import Manifest
-from service.engines.machine import num_cores
+from engines.machine import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "benchmarks" / "peers" / "introspection.txt"

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifact.errors import ResiduumError
+
 SCRIPT = Path(__file__).with_name("wrk.lua")
 ROOT = SCRIPT.parent.parent
 PATIENCE_S = 30  # for one answer
 
 
-class LoadFailed(Exception):
+class LoadFailed(ResiduumError):
     """The load could not be put on, or its outcome not be read."""
 
 

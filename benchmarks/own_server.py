@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifact.errors import ResiduumError
+
 ROOT = Path(__file__).resolve().parent.parent
 READY_S = 300  # engines are timed at a first start
 STOP_S = 60
@@ -20,7 +22,7 @@ MAX_LOG_LINES = 10_000
 Metrics = dict[str, float]  # `name{labels}` as in the exposition -> value
 
 
-class ServerFailed(Exception):
+class ServerFailed(ResiduumError):
     """It did not start, or ended; the message has the end of its log."""
 
 

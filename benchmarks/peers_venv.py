@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from artifact.errors import ResiduumError
 
-class PeersFailed(Exception):
+
+class PeersFailed(ResiduumError):
     """A peer cannot be installed, or does not do as it should."""
 
 

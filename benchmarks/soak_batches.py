@@ -23,10 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.store import find_artifact
 from benchmarks.growth import judge
-from service.batcher import Batcher
-from service.loading import LoadedModel, LoadError, find_artifact, load_model
-from service.settings import SettingsError, load_settings
+from engines.settings import SettingsError
+from service.batching.batcher import Batcher
+from service.runtime.loading import load_model
+from service.runtime.model import LoadedModel
+from service.runtime.opening import LoadError
+from service.settings import load_settings
 
 # More than memory wanders (0.1 in a quiet minute), and less than the buffers of one batch size more: for
 # eight images, 98 MiB in the first stage of ResNet-50 at 224 pixels, 24 in all of the embedded model.

@@ -18,14 +18,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from artifact.manifest import MANIFEST_FILE, TOP_CLASS, Graph, Manifest, Precision
+from artifact.store import EMBEDDED, find_artifact
+from engines.engine import Engine, EngineOptions
+from engines.golden import golden_row
+from engines.machine import cpu_features
+from engines.registry import open_engine
+from export.download import default_cache
 from export.verify import synthetic_images
-from models.download import default_cache
-from models.manifest import MANIFEST_FILE, TOP_CLASS, Graph, Manifest, Precision
-from service.engines import Engine, EngineOptions, open_engine
-from service.engines.machine import cpu_features
-from service.golden import golden_row
-from service.loading import find_artifact
-from service.settings import EMBEDDED
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH_SEED = 20_260  # the exporter's own made-up images have other seeds

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from models.manifest import Precision
-from service.engines.machine import cpu_features, cpu_name, gpu_name, num_cores
+from artifact.manifest import Precision
+from engines.machine import cpu_features, cpu_name, gpu_name, num_cores
 
 LAYERS = ("Conv", "Gemm")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")

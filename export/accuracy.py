@@ -12,8 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.manifest import Accuracy, Precision
 from export.verify import GateError
-from models.manifest import Accuracy, Precision
 
 # Points of top-1, as fractions, that a precision may lose against the fp32 graph of the same weights.
 ALLOWED_LOSS: dict[Precision, float] = {"fp16": 0.001, "bf16": 0.001, "int8": 0.003, "int8-trt": 0.003}

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.manifest import TOP_CLASS, Precision
+from artifact.manifest import TOP_CLASS, Precision
 
 # ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

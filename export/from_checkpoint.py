@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from artifact.manifest import sha256_of
 from export.random_weights import RANDOM, random_model, sha256_of_weights
 from export.source import Network
 from models.checkpoint import load_checkpoint
-from models.manifest import sha256_of
 
 
 def from_checkpoint(path: Path) -> Network:

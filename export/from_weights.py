@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifact.manifest import Preprocessing
 from export.options import (
     changed_preprocessing,
     flags_of,
@@ -20,7 +21,6 @@ from export.source import Network, Request, SourceError
 from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.identify import untold
 from models.imagenet import imagenet_labels
-from models.manifest import Preprocessing
 from models.pretrained import IMAGENET, Pretrained, PretrainedError
 from models.resnet import ResNet
 from models.weights import WeightsError, load_foreign, read_state

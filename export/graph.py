@@ -22,11 +22,11 @@ import onnx.utils
 import torch
 from torch import Tensor, nn
 
+from artifact.manifest import TOP_CLASS, WITHOUT_CONTRIBUTIONS, GraphKind, Precision, Preprocessing
 from export.attribution import Step, contributions
 from export.fuse import fuse_batchnorm
 from export.reductions import Reductions, active_fractions, channel_moments
 from models.blocks import BlockTaps, ResidualBlock
-from models.manifest import TOP_CLASS, WITHOUT_CONTRIBUTIONS, GraphKind, Precision, Preprocessing
 from models.resnet import ResNet
 
 # bfloat16 convolutions are part of ONNX since opset 22.

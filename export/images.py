@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Label, Preprocessing
-from models.preprocess import ImageError, preprocess
+from artifact.errors import ResiduumError
+from artifact.manifest import Label, Preprocessing
+from artifact.preprocess import ImageError, preprocess
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-class ImagesError(Exception):
+class ImagesError(ResiduumError):
     """The images cannot be had, or are not for this network; the message says why."""
 
 

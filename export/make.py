@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from artifact.manifest import Manifest, ManifestError, read_manifest, sha256_of
 from export.from_checkpoint import from_checkpoint, from_random_weights
 from export.from_weights import Found, Say, from_weights
 from export.pipeline import check_replaceable, export_artifact
@@ -25,7 +26,6 @@ from export.source import (
     kind_of,
     options_of,
 )
-from models.manifest import Manifest, ManifestError, read_manifest, sha256_of
 from models.pretrained import Pretrained, resolve
 
 LOGS = Path("runs")  # of what is trained here

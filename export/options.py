@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from artifact.errors import ResiduumError
+from artifact.manifest import Label, Preprocessing
 from models.cifar import CIFAR_CLASSES, CIFAR_MEAN, CIFAR_STD, cifar_labels
 from models.imagenet import NUM_CLASSES, imagenet_labels
-from models.manifest import Label, Preprocessing
 from models.pretrained import IMAGENET, MEAN, STD
 from models.zoo import Architecture
 
@@ -27,7 +28,7 @@ SETTABLE = tuple(f.name for f in fields(Architecture) if f.name not in NOT_SETTA
 MAX_PIXELS = 4096  # of a side
 
 
-class OptionError(Exception):
+class OptionError(ResiduumError):
     """An option that cannot be; the message names its flag."""
 
 

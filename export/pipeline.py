@@ -18,16 +18,8 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.accuracy import check_accuracy, check_agreement, score
-from export.emulate import run_as_written
-from export.graph import cut_introspect, export_graph
-from export.images import ValidationImages
-from export.precisions import ENGINES, KINDS, Precisions, TimeGraphs
-from export.quantize import Int8, quantize, sensitivities
-from export.report import CHART, TABLE, write_report
-from export.verify import check_parity, golden, reference, synthetic_images
-from models.checkpoint import CheckpointMetadata
-from models.manifest import (
+from artifact.errors import ResiduumError
+from artifact.manifest import (
     MANIFEST_FILE,
     Accuracy,
     Graph,
@@ -41,6 +33,15 @@ from models.manifest import (
     read_manifest,
     sha256_of,
 )
+from export.accuracy import check_accuracy, check_agreement, score
+from export.emulate import run_as_written
+from export.graph import cut_introspect, export_graph
+from export.images import ValidationImages
+from export.precisions import ENGINES, KINDS, Precisions, TimeGraphs
+from export.quantize import Int8, quantize, sensitivities
+from export.report import CHART, TABLE, write_report
+from export.verify import check_parity, golden, reference, synthetic_images
+from models.checkpoint import CheckpointMetadata
 from models.resnet import ResNet, describe_blocks
 
 logger = logging.getLogger("residuum")
@@ -50,7 +51,7 @@ NUM_PARITY_IMAGES = 24
 NUM_SCAN_IMAGES = 64  # on which the sensitive layers are found
 
 
-class ExportError(Exception):
+class ExportError(ResiduumError):
     """The artifact cannot be written where, or as, it was asked for; the message says why."""
 
 

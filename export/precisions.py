@@ -10,6 +10,8 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.errors import ResiduumError
+from artifact.manifest import GraphKind, Manifest, Precision, Reference, Speed
 from export.images import (
     CalibrationImages,
     ValidationImages,
@@ -18,7 +20,6 @@ from export.images import (
     validation_images,
 )
 from models.checkpoint import CheckpointMetadata
-from models.manifest import GraphKind, Manifest, Precision, Reference, Speed
 from models.resnet import ResNet
 
 # What is made of each precision. Rounded to int8, F would no longer be what the network adds.
@@ -45,7 +46,7 @@ TimeGraphs = Callable[[Path, Manifest], Mapping[str, tuple[Speed, ...]]]
 MeasureReference = Callable[[Path, Manifest, NDArray[np.uint8], str], Reference]
 
 
-class PrecisionError(Exception):
+class PrecisionError(ResiduumError):
     """What was asked for needs something else; the message names the flag."""
 
 

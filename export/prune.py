@@ -22,9 +22,10 @@ import torch_pruning as tp  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from artifact.errors import ResiduumError
+from artifact.manifest import Preprocessing
 from export.verify import source_input
 from models.checkpoint import CheckpointMetadata, describe_architecture
-from models.manifest import Preprocessing
 from models.resnet import ResNet
 from models.statistics import estimate_statistics
 from models.zoo import HIDDEN_WIDTHS, Architecture
@@ -36,7 +37,7 @@ _BATCH = 64
 _IMPORTANCE = tp.importance.GroupMagnitudeImportance(p=2)
 
 
-class PruneError(Exception):
+class PruneError(ResiduumError):
     """The network cannot be pruned as asked; the message says why."""
 
 

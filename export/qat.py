@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from artifact.manifest import Preprocessing
 from export.calibrate import Range, calibrate
 from export.fuse import fuse_batchnorm
 from export.qdq import LARGEST_WEIGHT
 from models.blocks import ResidualBlock
-from models.manifest import Preprocessing
 from models.resnet import ResNet
 
 NUM_IMAGES = 20_000  # of an epoch, at most: they are held in memory

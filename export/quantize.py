@@ -21,6 +21,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from artifact.errors import ResiduumError
+from artifact.manifest import Quantization
 from export.calibrate import Range, calibrate, channel_means, observe
 from export.qdq import (
     LARGEST_WEIGHT,
@@ -33,13 +35,12 @@ from export.qdq import (
     own_constants,
     rounded_tensors,
 )
-from models.manifest import Quantization
 
 Int8 = Literal["int8", "int8-trt"]
 METHOD = "ranges of least squared error, biases corrected"
 
 
-class QuantizeError(Exception):
+class QuantizeError(ResiduumError):
     """The graph cannot be quantized, or not with these images; the message says why."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.manifest import Graph, Manifest, Speed
+from artifact.manifest import Graph, Manifest, Speed
 
 TABLE, CHART = "report.md", "report.png"
 HEADINGS = (

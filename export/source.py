@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from artifact.errors import ResiduumError
+from artifact.manifest import Preprocessing, sha256_of
 from export.images import name_of
 from export.options import MAX_PIXELS, changed_preprocessing, check_fields
 from export.precisions import MeasureReference, PrecisionRequest, TimeGraphs
 from models.checkpoint import CheckpointMetadata, is_checkpoint
-from models.manifest import Preprocessing, sha256_of
 from models.pretrained import MEAN, STD, Pretrained
 from models.resnet import ResNet
 from models.zoo import architecture
@@ -32,7 +33,7 @@ KNOWN = {
 }
 
 
-class SourceError(Exception):
+class SourceError(ResiduumError):
     """What was asked for cannot be made; the message says why."""
 
 

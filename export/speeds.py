@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from models.manifest import Manifest, Speed
-    from service.settings import Settings
+from artifact.manifest import Manifest, Speed
+from engines.machine import describe_machine, gpu_name
+from engines.selection.choice import try_graph
+from engines.settings import EngineSettings
 
 
-def time_graphs(settings: Settings, folder: Path, manifest: Manifest) -> dict[str, tuple[Speed, ...]]:
-    """How fast this machine's engines run each graph; those that give wrong answers here are left out."""
-    from models.manifest import Speed
-    from service.engines.machine import describe_machine, gpu_name
-    from service.selection import try_graph
-
+def time_graphs(settings: EngineSettings, folder: Path, manifest: Manifest) -> dict[str, tuple[Speed, ...]]:
+    """Return the speed of each graph by its file; engines that give wrong answers here are left out."""
     speeds: dict[str, tuple[Speed, ...]] = {}
     for graph in manifest.graphs:
         speeds[graph.file] = tuple(

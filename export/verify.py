@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from artifact.errors import ResiduumError
+from artifact.manifest import GraphKind, Parity, Precision, Preprocessing
 from export.emulate import feed, logits_of, open_as_written, open_session, run_as_written
 from export.graph import measured, tap_names
-from models.manifest import GraphKind, Parity, Precision, Preprocessing
 from models.resnet import ResNet
 
 __all__ = [
@@ -68,7 +69,7 @@ BATCH_TOLERANCE = 2e-2
 GOLDEN_INT8 = (2.5e-2, 4e-2)
 
 
-class GateError(Exception):
+class GateError(ResiduumError):
     """An exported graph is not what it was made from; the message names the figure."""
 
 

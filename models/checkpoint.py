@@ -12,14 +12,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models.manifest import Accuracy, Label, Preprocessing, Record
+from artifact.errors import ResiduumError
+from artifact.manifest import Accuracy, Label, Preprocessing, Record
 from models.resnet import ResNet
 from models.zoo import Architecture
 
 METADATA_KEY = "residuum"
 
 
-class CheckpointError(Exception):
+class CheckpointError(ResiduumError):
     """The file is not a checkpoint of ours; the message says why."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.manifest import Label
+from artifact.manifest import Label
 
 CIFAR_MEAN = {10: (0.4914, 0.4822, 0.4465), 100: (0.5071, 0.4865, 0.4409)}
 CIFAR_STD = {10: (0.2470, 0.2435, 0.2616), 100: (0.2673, 0.2564, 0.2762)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from models.manifest import Label
+from artifact.manifest import Label
 
 NUM_CLASSES = 1000
 

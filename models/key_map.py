@@ -16,11 +16,12 @@ from functools import cache
 
 from torch import Tensor
 
+from artifact.errors import ResiduumError
 from models.resnet import ResNet
 from models.styles import BESIDE, CONVOLUTION_HEADS, POOLED, STYLES, WRAPPER
 
 
-class WeightsError(Exception):
+class WeightsError(ResiduumError):
     """The file or state dict is not a network that we know; the message names what does not fit."""
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from models.manifest import Interpolation, Preprocessing, PublishedAccuracy
+from artifact.errors import ResiduumError
+from artifact.manifest import Interpolation, Preprocessing, PublishedAccuracy
 from models.zoo import UnknownArchitecture, architecture
 
 Kind = Literal["torchvision", "timm", "transformers"]
@@ -23,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESAMPLE: dict[object, Interpolation] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-class PretrainedError(Exception):
+class PretrainedError(ResiduumError):
     """No such weights, or a description of them that we cannot follow; the message says what to do."""
 
 

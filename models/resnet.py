@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from artifact.manifest import Block, ReceptiveField, ShortcutKind, Variant
 from models.blocks import (
     BRANCHES,
     TRANSFORM_BIAS,
@@ -31,7 +32,6 @@ from models.blocks import (
     norm_relu,
     transition,
 )
-from models.manifest import Block, ReceptiveField, ShortcutKind, Variant
 from models.zoo import Architecture, architecture
 
 INITIALISATIONS: dict[str, Callable[..., Tensor]] = {

@@ -1,6 +1,6 @@
 """The family as a table: a row is an architecture.
 
-To add one, add a row. `tests/test_zoo.py` then builds it, holds its counts against the published ones,
+To add one, add a row. `tests/models/test_zoo.py` then builds it, holds its counts against the published ones,
 trains a step, fuses and exports it, and `residuum models --zoo` lists it. A new kind of branch, shortcut or
 stem goes into its table in `models/blocks.py`.
 """
@@ -12,6 +12,8 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from artifact.errors import ResiduumError
 
 HE_2016 = "He et al. 2016, arXiv 1512.03385"
 HE_2016_V2 = "He et al. 2016, arXiv 1603.05027"
@@ -361,7 +363,7 @@ ROWS: tuple[Architecture, ...] = (
 ZOO: dict[str, Architecture] = {row.name: row for row in ROWS}
 
 
-class UnknownArchitecture(Exception):
+class UnknownArchitecture(ResiduumError):
     """No row has that name; the message names the nearest ones."""
 
 

@@ -41,12 +41,14 @@ from typing import Any, ClassVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from artifact.errors import ResiduumError
+
 MEDIA_TYPE = "application/problem+json"
 OIP_PREFIX = "/v2"  # the Open Inference Protocol, whose clients read {"error": "..."}
 TYPE_PREFIX = "urn:residuum:problem:"
 
 
-class Problem(Exception):
+class Problem(ResiduumError):
     """A request failed; `members` are further members of the problem document, `headers` of the response."""
 
     status: ClassVar[int] = 500
@@ -158,7 +160,7 @@ class UnsupportedMediaType(Problem):
 
 
 class BadImage(Problem):
-    """The image cannot be used; `code` says why, in the words of models.preprocess.ImageError."""
+    """The image cannot be used; `code` says why, in the words of artifact.preprocess.ImageError."""
 
     status, title = 422, "Bad image"
 
@@ -235,34 +237,3 @@ class EngineFailed(Unavailable):
     """The engine failed on the batch, or hangs; it is checked, and rebuilt where it is broken."""
 
     code, title = "engine_failed", "Engine failed"
-
-
-# What every call that takes images may answer with.
-IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
-    MalformedMultipart,
-    UnknownModel,
-    TooManyBytes,
-    UnsupportedMediaType,
-    BadImage,
-    InvalidParameter,
-    InvalidPart,
-    TooManyImages,
-    Unauthorized,
-    RequestTimeout,
-    RateLimited,
-    NotReady,
-    Overloaded,
-    DeadlineExceeded,
-    EngineFailed,
-)
-
-
-def problem_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for what a route may raise, by status."""
-    responses: dict[int | str, dict[str, Any]] = {}
-    for problem in problems:
-        content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-        response = responses.setdefault(problem.status, {"description": problem.title, "content": content})
-        if problem.title not in response["description"]:
-            response["description"] += f"; {problem.title.lower()}"
-    return responses

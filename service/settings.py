@@ -1,46 +1,31 @@
-"""Every setting of the server and of `residuum pull`: the only reader of the environment.
-
-A setting has one name: `max_batch_size` is the field, `--max-batch-size` the flag of `residuum serve` and
-`RESIDUUM_MAX_BATCH_SIZE` the environment variable; a flag wins over the variable. The command line and the
-docs are made from the classes' `model_fields`, so a name, a default and a description are written here only.
-"""
+"""Every setting of the server; engines/settings.py has those of the engines, and how settings are read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic.config import JsonDict
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
-ENV_PREFIX = "RESIDUUM_"
-EMBEDDED = "embedded"  # the name of the model that comes with the package
+from artifact.store import EMBEDDED
+from engines.settings import (
+    ADDRESS,
+    BATCHES,
+    ENGINES,
+    MODELS,
+    EngineSettings,
+    group,
+    load_settings_of,
+    split_at_commas,
+)
 
 MiB = 2**20
+LIMITS, ACCESS, LOGS = map(group, ("limits", "access", "logs and traces"))
 
 
-def _group(heading: str) -> JsonDict:
-    return {"group": heading}
-
-
-# The headings under which `--help` lists the settings.
-MODELS, ENGINES, ADDRESS = _group("models"), _group("engines"), _group("address")
-BATCHES, LIMITS, ACCESS = _group("batches and threads"), _group("limits"), _group("access")
-LOGS, DOWNLOADS = _group("logs and traces"), _group("downloads")
-
-
-class SettingsError(Exception):
-    """A setting that cannot be used; the message names its flag and says what is allowed."""
-
-
-class Settings(BaseSettings):
+class Settings(EngineSettings):
     """What `residuum serve` can be told; frozen, passed down, never global."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
-    )
 
     model: Annotated[tuple[str, ...], NoDecode] = Field(
         (EMBEDDED,),
@@ -52,30 +37,6 @@ class Settings(BaseSettings):
         Path("artifacts"),
         json_schema_extra=MODELS,
         description="the directory where artifacts are found by name",
-    )
-    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
-        "auto",
-        json_schema_extra=ENGINES,
-        description="what runs the graphs; auto: those that are installed are checked and timed when a model "
-        "is loaded, and the fastest that is right wins (torch only on a GPU)",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto",
-        json_schema_extra=ENGINES,
-        description="where they run; auto: an NVIDIA GPU where one works, else the CPU",
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int8-trt"] = Field(
-        "auto",
-        json_schema_extra=ENGINES,
-        description="which of an artifact's graphs run; auto: the fastest that is right on this machine. "
-        "introspect is never int8: it takes the fastest of the others then",
-    )
-    engine_cache: Path | None = Field(
-        None,
-        json_schema_extra=ENGINES,
-        description="the directory where measured choices of engines and compiled plans are kept; None: "
-        "beside each artifact, in a directory of its name with .cache behind; where that cannot be written, "
-        "each start measures anew",
     )
     host: str = Field(
         "127.0.0.1",
@@ -89,34 +50,12 @@ class Settings(BaseSettings):
         json_schema_extra=ADDRESS,
         description="the port to listen on; 0 for any free one",
     )
-    workers: int = Field(
-        1,
-        ge=1,
-        le=256,
-        json_schema_extra=ADDRESS,
-        description="processes that serve the port, each with its own engines; on a CPU they share its cores",
-    )
-    max_batch_size: int = Field(
-        8,
-        ge=1,
-        le=1024,
-        json_schema_extra=BATCHES,
-        description="images that run together at most; fewer where measured to be as fast an image",
-    )
     max_wait_ms: float = Field(
         0,
         ge=0,
         le=60_000,
         json_schema_extra=BATCHES,
         description="how long an image may wait for company while an instance is idle",
-    )
-    instances: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        json_schema_extra=ENGINES,
-        description="batches of one graph that run at once, each on its share of the threads; "
-        "0: by measurement",
     )
     queue_capacity: int = Field(
         128,
@@ -151,13 +90,6 @@ class Settings(BaseSettings):
         le=3600,
         json_schema_extra=LIMITS,
         description="seconds after SIGTERM within which accepted requests finish and the server ends",
-    )
-    threads: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        json_schema_extra=ENGINES,
-        description="threads that run one graph on the CPU, all its instances together; 0: by its cores",
     )
     decode_threads: int = Field(
         0, ge=0, le=1024, json_schema_extra=BATCHES, description="threads that decode images; 0: one a core"
@@ -242,7 +174,7 @@ class Settings(BaseSettings):
     @field_validator("model", "api_key", "admin_key", "cors_origin", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
-        return _parts(value)
+        return split_at_commas(value)
 
     @field_validator("model")
     @classmethod
@@ -259,103 +191,6 @@ class Settings(BaseSettings):
         return self
 
 
-class PullSettings(BaseSettings):
-    """How `residuum pull` reaches the sources of weights; frozen, passed down, never global."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
-    )
-
-    artifacts: Path = Field(
-        Path("artifacts"),
-        json_schema_extra=MODELS,
-        description="the directory where artifacts are put by name",
-    )
-    cache: Path | None = Field(
-        None,
-        json_schema_extra=DOWNLOADS,
-        description="the directory where downloads are kept; None: where this platform keeps caches",
-    )
-    offline: bool = Field(
-        False, json_schema_extra=DOWNLOADS, description="take everything from the cache, and ask no server"
-    )
-    pytorch_url: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("https://download.pytorch.org",),
-        json_schema_extra=DOWNLOADS,
-        description="where torchvision's weights are; repeatable, tried in order: a mirror, then the source "
-        "(in the environment: separated by commas)",
-    )
-    hub_url: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("https://huggingface.co",),
-        json_schema_extra=DOWNLOADS,
-        description="where the Hugging Face hub is; likewise",
-    )
-    timeout: float = Field(
-        30,
-        gt=0,
-        le=3600,
-        json_schema_extra=DOWNLOADS,
-        description="seconds to wait for a server's connection or next bytes",
-    )
-
-    @field_validator("pytorch_url", "hub_url", mode="before")
-    @classmethod
-    def _split_at_commas(cls, value: object) -> object:
-        return _parts(value)
-
-    @field_validator("pytorch_url", "hub_url")
-    @classmethod
-    def _at_least_one(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        default: tuple[str, ...] = cls.model_fields[str(info.field_name)].default
-        return value or default
-
-
-AnySettings = TypeVar("AnySettings", Settings, PullSettings)
-
-
-def _parts(value: object) -> object:
-    """What stands between commas, of a text; anything else as it is."""
-    if isinstance(value, str):
-        return tuple(name.strip() for name in value.split(",") if name.strip())
-    return value
-
-
-def flag_of(field: str) -> str:
-    """`max_batch_size` -> `--max-batch-size`."""
-    return "--" + field.replace("_", "-")
-
-
 def load_settings(**flags: object) -> Settings:
-    """Settings from flags (those that are not None), the environment and the defaults, in that order.
-
-    Raises:
-        SettingsError: a value is not allowed, or a flag does not exist.
-    """
-    return _load(Settings, flags)
-
-
-def load_pull_settings(**flags: object) -> PullSettings:
-    """Likewise, for `residuum pull`."""
-    return _load(PullSettings, flags)
-
-
-def _load(kind: type[AnySettings], flags: dict[str, object]) -> AnySettings:
-    flags = {name: value for name, value in flags.items() if value is not None}
-    try:
-        return kind(**flags)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(_explain(first, given=flags)) from error
-
-
-def _explain(error: ErrorDetails, given: dict[str, object]) -> str:
-    if not error["loc"]:
-        return str(error["msg"]).removeprefix("Value error, ")
-    field = str(error["loc"][0])
-    name = flag_of(field) if field in given else f"{ENV_PREFIX}{field.upper()}"
-    if error["type"] == "extra_forbidden":
-        return f"{name}: there is no such setting"
-    message = str(error["msg"])
-    if error["type"] == "literal_error":
-        message = f"not available; choose {error['ctx']['expected']}"
-    return f"{name} {error['input']}: {message[0].lower()}{message[1:]}"
+    """Return the server's settings; see `load_settings_of`."""
+    return load_settings_of(Settings, flags)

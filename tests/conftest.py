@@ -13,9 +13,9 @@ from filelock import FileLock
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from artifact.manifest import Label, Preprocessing
 from export.pipeline import export_artifact
 from models.checkpoint import CheckpointMetadata, describe_architecture
-from models.manifest import Label, Preprocessing
 from models.resnet import ResNet, build
 
 # What torch tells of each of an export's steps, formatted for pytest to keep, takes a tenth of its time.

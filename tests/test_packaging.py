@@ -28,6 +28,16 @@ from service.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+PACKAGES = (
+    "artifact",
+    "benchmarks",
+    "engines",
+    "export",
+    "introspection",
+    "models",
+    "residuum",
+    "service",
+)
 # What others made, and under which terms: inside the wheel and beside the code.
 LICENCES = ("LICENSE", "NOTICE")
 # What no serving machine should have to download.
@@ -72,7 +82,7 @@ def metadata_file(wheel: zipfile.ZipFile, name: str) -> str:
 def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     ours = {
         file.relative_to(ROOT).as_posix()
-        for package in ("residuum", "service", "models", "export", "benchmarks")
+        for package in PACKAGES
         for file in (ROOT / package).rglob("*")
         if file.is_file()
         and "__pycache__" not in file.parts

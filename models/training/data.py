@@ -2,7 +2,7 @@
 
 Reads what Hugging Face `datasets` reads: a folder of Parquet shards (`train-*.parquet`,
 `valid-*.parquet`), a folder of image folders, or a hub id. Images go through
-`models.preprocess`, the one that is served. It knows nothing of augmentation.
+`artifact.preprocess`, the one that is served. It knows nothing of augmentation.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.manifest import Label, Preprocessing
-from models.preprocess import ImageError, preprocess
+from artifact.errors import ResiduumError
+from artifact.manifest import Label, Preprocessing
+from artifact.preprocess import ImageError, preprocess
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val", "test")}
 
 
-class DataError(Exception):
+class DataError(ResiduumError):
     """The data set cannot be read, or lacks what is asked of it; the message says what."""
 
 

@@ -14,7 +14,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.manifest import Interpolation, Preprocessing
+from artifact.errors import ResiduumError
+from artifact.manifest import Interpolation, Preprocessing
 from models.zoo import UnknownArchitecture, architecture
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,7 +24,7 @@ CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
-class RecipeError(Exception):
+class RecipeError(ResiduumError):
     """No such recipe, no such field, or a value that makes no sense; the message names it."""
 
 

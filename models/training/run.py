@@ -16,6 +16,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from torch import nn
 
+from artifact.errors import ResiduumError
+from artifact.manifest import Accuracy
 from models.checkpoint import (
     CheckpointError,
     CheckpointMetadata,
@@ -23,7 +25,6 @@ from models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from models.manifest import Accuracy
 from models.resnet import ResNet, build
 from models.training.data import ImageSet
 from models.training.recipe import Recipe
@@ -32,7 +33,7 @@ STATE_FILE = "last.ckpt"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
-class TrainingError(Exception):
+class TrainingError(ResiduumError):
     """The run cannot start or go on; the message says why and at which step."""
 
 

@@ -16,15 +16,15 @@ from residuum.cli.tables import print_graphs
 
 if TYPE_CHECKING:
     from export.precisions import PrecisionRequest
+    from export.settings import PullSettings
     from export.source import Request
-    from service.settings import PullSettings
 
 PREPROCESSING = ("resize", "crop", "interpolation", "mean", "std")
 
 
 def artifact_options(parser: argparse.ArgumentParser) -> None:
     """Add every option but the source itself."""
-    from service.settings import PullSettings
+    from export.settings import PullSettings
 
     parser.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="the artifact's folder (default: artifacts/NAME)"
@@ -142,8 +142,8 @@ def make(args: argparse.Namespace) -> int:
         need("export", "torch_pruning")
         need("train", "datasets", "lightning_fabric")
     from export.make import Fetch, make_artifact
+    from export.settings import PullSettings, load_pull_settings
     from export.source import kind_of
-    from service.settings import PullSettings, load_pull_settings
 
     settings = load_pull_settings(**given(args, tuple(PullSettings.model_fields)))
     request = _request(args, settings)
@@ -152,9 +152,9 @@ def make(args: argparse.Namespace) -> int:
     with progress_bar() if is_published else nullcontext() as progress:
         if is_published:
             need("pull", "httpx", "platformdirs", "filelock")
-            from export.pull import Access
-            from export.pull import fetch as fetch_published
-            from models.download import default_cache
+            from export.download import default_cache
+            from export.from_published import Access
+            from export.from_published import fetch as fetch_published
 
             access = Access(
                 settings.pytorch_url,
@@ -184,9 +184,9 @@ def _say(line: str) -> None:
 
 
 def _request(args: argparse.Namespace, settings: PullSettings) -> Request:
+    from export.reference import measure_reference
     from export.source import Request, Training
     from export.speeds import time_graphs
-    from service.reference import measure_reference
     from service.settings import load_settings
 
     return Request(

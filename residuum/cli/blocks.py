@@ -1,6 +1,6 @@
 """Tables of predictions, of blocks with small bars, and of two images beside each other.
 
-The tables show documents of `service.introspection_answer`; this module runs no graph.
+The tables show documents of `introspection.document`; this module runs no graph.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from residuum.cli.tables import PIPED, bar, new_table, print_table, signed_bar, 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from models.manifest import Manifest
-    from service.introspection_query import Options
+    from artifact.manifest import Manifest
+    from introspection.question import Options
 
 Document = Mapping[str, Any]  # of introspection_answer.py, or a part of it
 Scalars = Mapping[str, Iterable[float]]  # by name
@@ -232,7 +232,7 @@ def print_notes(lines: Sequence[str]) -> None:
 
 def notes(document: Document) -> list[str]:
     """Return what the logit consists of, what the columns and marks mean, and why a column is missing."""
-    from service.legends import decomposition_text
+    from introspection.pictures.parts import decomposition_text
 
     blocks, found = document["blocks"], []
     if document.get("decomposition"):
@@ -275,7 +275,7 @@ def _flip(block: Document) -> str:
 
 def shown_scalars(options: Options, manifest: Manifest) -> list[str]:
     """Return the names of the scalars in a table for these options: the usual ones, or those asked for."""
-    from service.introspection import why_absent
+    from introspection.quantities import why_absent
 
     lesion = ["lesion.delta_logit"] if "lesion" in options.groups else []
     if not options.complete:
@@ -292,8 +292,7 @@ def compared_scalars(options: Options) -> list[str]:
 
 def _named_scalars(options: Options) -> list[str]:
     """Return the scalars asked for, without lens and lesion, which have columns of their own."""
-    from service.introspection_answer import scalar_names
-    from service.legends import STYLES
+    from introspection.quantities import STYLES, scalar_names
 
     names = [STYLES[quantity].scalar for quantity in options.maps]
     for group in options.groups:

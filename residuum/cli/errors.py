@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-OUR_PACKAGES = (
-    "artifact",
-    "benchmarks",
-    "engines",
-    "export",
-    "introspection",
-    "models",
-    "residuum",
-    "service",
-    "studies",
-)
+from artifact.errors import ResiduumError
 
 
-class CommandError(Exception):
+class CommandError(ResiduumError):
     """What was asked cannot be done; the message says why."""
-
-
-def is_ours(error: Exception) -> bool:
-    """Return whether one of our packages defines the error: it is for the user; any other error is a bug."""
-    return type(error).__module__.split(".")[0] in OUR_PACKAGES
 
 
 def need(extra: str, *packages: str) -> None:

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Protocol
 
 import residuum
-from residuum.cli.errors import is_ours
+from artifact.errors import ResiduumError
 from residuum.cli.output import print_error
 from residuum.cli.parser import Parser
 
@@ -112,9 +112,7 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
     except OSError as error:  # a disk that is full, a folder that cannot be written
         print_error(str(error))
         return 2
-    except Exception as error:
-        if not is_ours(error):
-            raise
+    except ResiduumError as error:
         print_error(" ".join(str(error).split()))
         return 2
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
-    from service.introspection_query import IntrospectQuery
-    from service.loading import LoadedModel
+    from introspection.question import IntrospectQuery
+    from service.runtime.model import LoadedModel
     from service.settings import Settings
 
 
@@ -41,7 +41,8 @@ def add_setting_flags(
 
     Group, description, choices and default come from the field; see `service.settings`.
     """
-    from service.settings import ENV_PREFIX, Settings, flag_of
+    from engines.settings import ENV_PREFIX, flag_of
+    from service.settings import Settings
 
     groups: dict[str, Any] = {}
     for name in names:
@@ -99,8 +100,8 @@ def image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def query_options(parser: argparse.ArgumentParser) -> None:
-    """A flag for each parameter of `POST /introspect`, whose text is in service.introspection_query only."""
-    from service.introspection_query import IntrospectQuery
+    """A flag for each parameter of `POST /introspect`, whose text is in introspection.question only."""
+    from introspection.question import IntrospectQuery
 
     group = parser.add_argument_group("what is asked", "as the parameters of POST /introspect")
     for name in QUERY_FLAGS:
@@ -116,7 +117,7 @@ def query_options(parser: argparse.ArgumentParser) -> None:
 def introspect_query(args: argparse.Namespace) -> IntrospectQuery:
     from pydantic import ValidationError
 
-    from service.introspection_query import IntrospectQuery
+    from introspection.question import IntrospectQuery
 
     try:
         return IntrospectQuery(**given(args, (*QUERY_FLAGS, "top_k")))
@@ -133,7 +134,7 @@ def check_suffix(out: Path | None, *suffixes: str) -> None:
 
 def artifact_of(args: argparse.Namespace) -> tuple[Path, Settings]:
     """The directory of the model asked for, and how to run it: one image at a time."""
-    from service.loading import find_artifact
+    from artifact.store import find_artifact
     from service.settings import load_settings
 
     settings = load_settings(**given(args, ENGINE_SETTINGS), max_batch_size=1)
@@ -142,7 +143,7 @@ def artifact_of(args: argparse.Namespace) -> tuple[Path, Settings]:
 
 def open_model(args: argparse.Namespace) -> LoadedModel:
     """The model asked for, verified and ready."""
-    from service.loading import load_model
+    from service.runtime.loading import load_model
 
     return load_model(*artifact_of(args))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from models.manifest import Manifest
+    from artifact.manifest import Manifest
 
 PIPED = 10_000  # columns; a table takes what it needs
 SPEED_BAR = 20  # columns

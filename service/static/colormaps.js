@@ -1,5 +1,5 @@
 /**
- * Colours for numbers: the same five maps as service/colormaps.py, from [0, 1] to RGB.
+ * Colours for numbers: the same five maps as introspection/pictures/colormaps.py, from [0, 1] to RGB.
  *
  * viridis, inferno and magma (Smith and van der Walt, CC0) and coolwarm (Moreland 2009) are 33 colours each,
  * evenly spaced; jet is a formula, for those who ask for it.

@@ -1,5 +1,5 @@
 /**
- * One block's map -> pixels, where they belong on the photograph; the arithmetic of service/overlay.py.
+ * One block's map -> pixels, where they belong on the photograph; the arithmetic of introspection/pictures/cells.py.
  */
 
 import { colorize } from "./colormaps.js";

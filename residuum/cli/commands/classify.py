@@ -13,7 +13,7 @@ from residuum.cli.options import check_top_k, image_options, open_model
 from residuum.cli.output import print_error, print_json, read_file
 
 if TYPE_CHECKING:
-    from service.loading import LoadedModel
+    from service.runtime.model import LoadedModel
 
 EXAMPLES = """\
   residuum classify photograph.jpg
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from models.preprocess import ImageError, preprocess
-    from service.postprocess import top_predictions
+    from artifact.postprocess import top_predictions
+    from artifact.preprocess import ImageError, preprocess
 
     failed = 0
     results = []

@@ -45,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from models.manifest import read_manifest
-    from service.comparison_picture import COMPARED, Subject, compared_maps, comparison_picture
-    from service.introspection import why_absent
-    from service.introspection_answer import to_json
-    from service.introspection_query import Target, resolve
+    from artifact.manifest import read_manifest
+    from introspection.document import to_json
+    from introspection.pictures.comparison import COMPARED, Subject, compared_maps, comparison_picture
+    from introspection.quantities import why_absent
+    from introspection.question import Target, resolve
 
     check_suffix(args.out, ".png", ".json")
     drawn = args.out and args.out.suffix.lower() == ".png"

@@ -22,10 +22,11 @@ from residuum.cli.options import (
 from residuum.cli.output import print_json, read_file, write_file
 
 if TYPE_CHECKING:
-    from models.preprocess import Preprocessed
-    from service import introspection_answer, introspection_query
-    from service.introspection import Quantities
-    from service.loading import LoadedModel
+    from artifact.preprocess import Preprocessed
+    from introspection.measure import Quantities
+    from introspection.question import Options
+    from introspection.rows import Run
+    from service.runtime.model import LoadedModel
 
 EXAMPLES = """\
   residuum introspect photograph.jpg                # a table of the blocks
@@ -48,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from models.manifest import read_manifest
-    from service.introspection_forms import Form, shown, written
-    from service.introspection_query import resolve
+    from artifact.manifest import read_manifest
+    from introspection.forms import Form, shown, written
+    from introspection.question import resolve
 
     forms: dict[str, Form] = {".png": "png", ".npz": "npz", ".json": "json", ".zip": "zip"}
     check_suffix(args.out, *forms)
@@ -77,18 +78,16 @@ class Seen(NamedTuple):
 
     image: Preprocessed
     quantities: Quantities
-    run: introspection_answer.Run
+    run: Run
     document: dict[str, Any]
     shown: dict[str, list[float]]  # scalars for the table, by name
 
 
-def look_at(
-    path: Path, model: LoadedModel, options: introspection_query.Options, names: Sequence[str]
-) -> Seen:
+def look_at(path: Path, model: LoadedModel, options: Options, names: Sequence[str]) -> Seen:
     """Introspect an image file, for a table of the scalars `names`."""
-    from models.preprocess import ImageError, preprocess
-    from service.introspecting import introspect as run_introspection
-    from service.introspection_answer import answer
+    from artifact.preprocess import ImageError, preprocess
+    from introspection.document import answer
+    from service.runtime.introspect import introspect as run_introspection
 
     if model.introspect is None:
         raise CommandError(f"{model.name} has no introspect graph: export it again")

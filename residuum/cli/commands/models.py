@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from models.manifest import MANIFEST_FILE, ManifestError, read_manifest
-    from service.loading import find_artifact
-    from service.settings import EMBEDDED, load_settings
+    from artifact.manifest import MANIFEST_FILE, ManifestError, read_manifest
+    from artifact.store import EMBEDDED, find_artifact
+    from service.settings import load_settings
 
     if args.zoo:
         print_zoo(args.sort, args.json)

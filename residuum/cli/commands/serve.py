@@ -17,13 +17,14 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from service.settings import Settings
 
-    add_setting_flags(parser, tuple(Settings.model_fields))
+    # Which models are served comes first; the settings of the engines are declared before the server's own.
+    add_setting_flags(parser, tuple(dict.fromkeys(("model", "artifacts", *Settings.model_fields))))
 
 
 def run(args: argparse.Namespace) -> int:
     # Of another server's workers, perhaps; whether this one has any, --workers says.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    from service.running import serve as run_server
+    from service.process.serve import serve as run_server
     from service.settings import Settings, load_settings
 
     run_server(load_settings(**given(args, tuple(Settings.model_fields))))

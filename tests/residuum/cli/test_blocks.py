@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from introspection.attribution import LesionLogits
+from introspection.document import answer
+from introspection.measure import measure
+from introspection.question import IntrospectQuery, Options, resolve
+from introspection.rows import Run
 from residuum.cli.blocks import (
     LOOKS,
     Column,
@@ -23,11 +28,7 @@ from residuum.cli.blocks import (
     shown_scalars,
 )
 from residuum.cli.tables import bar, signed_bar
-from service.attribution import LesionLogits
-from service.introspection import measure
-from service.introspection_answer import Run, answer
-from service.introspection_query import IntrospectQuery, Options, resolve
-from tests.measured import Measured, made_reference, random_blocks, seen
+from tests.support.measured import Measured, made_reference, random_blocks, seen
 
 SHAPES = [(8, 8, 8)] * 11 + [(16, 4, 4), (16, 4, 4), (32, 2, 2), (32, 2, 2)]
 BANDS = {"ratio": (0.5, 0.6, 0.7), "share.residual": (0.0, 0.5, 1.0), "contribution": (-9e9, 0.0, 0.0)}

@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifact.manifest import read_manifest
 from export.verify import synthetic_images
 from models.checkpoint import save_checkpoint
 from models.cifar import cifar_labels
-from models.manifest import read_manifest
 from models.resnet import build
 from models.zoo import ZOO
 from residuum.cli.main import main
-from service.loading import load_model
+from service.runtime.loading import load_model
 from service.settings import load_settings
 from tests.conftest import ROOT, liven, metadata_for
 
@@ -70,7 +70,7 @@ import sys
 from residuum.cli.main import make_parser
 
 make_parser("serve")
-import service.app
+import service.http.app
 
 print("torch" in sys.modules)
 """
@@ -282,7 +282,7 @@ def test_export_with_random_weights_in_other_precisions(
         ZOO["resnet20"], name="resnet6", depths=(1, 1), aliases=(), num_parameters=None, num_macs=None
     )
     monkeypatch.setitem(ZOO, "resnet6", few)
-    monkeypatch.setattr("service.trying.TIMED_S", 0.0)
+    monkeypatch.setattr("engines.selection.trial.TIMED_S", 0.0)
     out = tmp_path / "small"
     asked = ["--precision", "fp16", "--precision", "int8", "--calibration", str(photographs)]
     code = main(["export", "resnet6", "--weights", "random", "--seed", "10", *asked, "-o", str(out)])
@@ -317,7 +317,7 @@ def test_export_prunes_and_fine_tunes(
         ZOO["resnet20"], name="resnet4", depths=(1,), width=16, aliases=(), num_parameters=None, num_macs=None
     )
     monkeypatch.setitem(ZOO, "resnet4", few)
-    monkeypatch.setattr("service.trying.TIMED_S", 0.0)
+    monkeypatch.setattr("engines.selection.trial.TIMED_S", 0.0)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split, count in (("train", 13), ("val", 2)):

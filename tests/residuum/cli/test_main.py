@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 import residuum
+from engines.settings import flag_of
+from export.settings import PullSettings
 from residuum.cli.main import COMMANDS, main, make_parser
 from residuum.cli.parser import Parser
-from service.settings import PullSettings, Settings, flag_of
+from service.settings import Settings
 from tests.conftest import ROOT
 
 HEAVY = {

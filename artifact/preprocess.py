@@ -1,0 +1,146 @@
+"""Image bytes -> uint8 HWC: the one definition that training, export and serving share.
+
+Decodes (artifact/decode.py), turns upright, resizes with antialiasing and crops. Knows numpy, Pillow and the
+manifest's `Preprocessing`; knows nothing of HTTP, torch, or what the pixels are for. Safe on threads.
+Profiles (ICC, gamma) are ignored, as they were for the data sets that models learn from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from artifact.decode import decode
+from artifact.image_bytes import ImageError, Limits
+from artifact.manifest import Preprocessing
+
+__all__ = ["DEFAULT_LIMITS", "ImageError", "Limits", "Preprocessed", "preprocess"]
+
+DEFAULT_LIMITS = Limits()
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
+Size = tuple[int, int]  # width, height
+LONGEST = 4  # longer side to shorter: up to here a photograph is resized whole, and then cropped
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# EXIF orientation -> how to turn the stored image upright, and how a point of the upright image is found in
+# the stored one: swap x and y, then count x, y from the far side.
+_TURNS: dict[int, tuple[Image.Transpose, bool, bool, bool]] = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
+    3: (Image.Transpose.ROTATE_180, False, True, True),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, False, False, True),
+    5: (Image.Transpose.TRANSPOSE, True, False, False),
+    6: (Image.Transpose.ROTATE_270, True, False, True),
+    7: (Image.Transpose.TRANSVERSE, True, True, True),
+    8: (Image.Transpose.ROTATE_90, True, True, False),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """What the model sees, and where in the photograph that lies."""
+
+    pixels: NDArray[np.uint8]  # [crop, crop, 3], C-contiguous, writable
+    format: str  # "jpeg", "png", "webp", "gif", "tiff", "bmp"
+    width: int  # of the whole upright photograph
+    height: int
+    model_box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the upright photograph
+    original: Image.Image | None = None  # the whole upright photograph, RGB, if it was asked for
+
+
+def preprocess(
+    data: bytes, spec: Preprocessing, limits: Limits = DEFAULT_LIMITS, keep_original: bool = False
+) -> Preprocessed:
+    """Decode, turn upright, make RGB over white, resize with antialiasing, crop.
+
+    The pixels are exactly those of torchvision's Resize(spec.resize) and CenterCrop(spec.crop) on a PIL
+    image, and so timm's, with two exceptions. A photograph that EXIF turns is turned after it was cropped.
+    And where the long side is more than LONGEST times the short one, only the crop is resampled,
+    taken back to its own pixels; Pillow's filter is then as wide as for the whole and reaches over the edges
+    of the box. What differs in both is the rounding to 8 bits between Pillow's two passes: 2 levels at most,
+    more where bicubic or lanczos overshoot black or white.
+
+    Raises:
+        ImageError: whatever is wrong with `data`.
+        ValueError: `spec` crops more than it resizes to.
+    """
+    if spec.crop > spec.resize:
+        raise ValueError(f"the crop of {spec.crop} pixels is larger than the resized side of {spec.resize}")
+    decoded = decode(data, limits)
+    image, turn = decoded.image, _TURNS.get(decoded.orientation)
+    width, height = image.size[::-1] if turn and turn[1] else image.size
+    resized, crop_box = _window(width, height, spec)
+    box = _scaled(crop_box, resized, (width, height))
+    # Turning the small crop instead of the whole photograph saves about 17 ms on one of 12 megapixels.
+    if max(resized) <= LONGEST * min(resized):
+        stored_size = resized[::-1] if turn and turn[1] else resized
+        seen = image.resize(stored_size, _RESAMPLING[spec.interpolation])
+        seen = seen.crop(_as_stored(crop_box, stored_size, decoded.orientation))
+    else:
+        seen = _resample(image, _as_stored(box, image.size, decoded.orientation), spec)
+    pixels = np.array(seen.transpose(turn[0]) if turn else seen)
+    original = None
+    if keep_original:
+        original = image.transpose(turn[0]) if turn else image
+    return Preprocessed(pixels, decoded.format, width, height, _whole_pixels(box, width, height), original)
+
+
+def _window(width: int, height: int, spec: Preprocessing) -> tuple[Size, tuple[int, int, int, int]]:
+    """The size to which torchvision's Resize would bring an upright photograph, and its CenterCrop there."""
+    short = min(width, height)
+    resized_width = spec.resize if width <= height else int(spec.resize * width / short)
+    resized_height = spec.resize if height <= width else int(spec.resize * height / short)
+    left, top = round((resized_width - spec.crop) / 2), round((resized_height - spec.crop) / 2)
+    return (resized_width, resized_height), (left, top, left + spec.crop, top + spec.crop)
+
+
+def _scaled(box: Box, size: Size, to: Size) -> Box:
+    """The box of an image of `size` in one of the size `to`."""
+    x, y = to[0] / size[0], to[1] / size[1]
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+
+def _whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """The box rounded, and at least one pixel wide and high."""
+    x0, y0 = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
+    return x0, y0, max(round(box[2]), x0 + 1), max(round(box[3]), y0 + 1)
+
+
+def _as_stored(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """The box of an upright photograph in pixels of the stored one, whose (width, height) is `size`."""
+    _, swap, mirror_x, mirror_y = _TURNS.get(orientation, (None, False, False, False))
+    x0, y0, x1, y1 = box
+    if swap:
+        x0, y0, x1, y1 = y0, x0, y1, x1
+    if mirror_x:
+        x0, x1 = size[0] - x1, size[0] - x0
+    if mirror_y:
+        y0, y1 = size[1] - y1, size[1] - y0
+    return x0, y0, x1, y1
+
+
+def _resample(image: Image.Image, box: Box, spec: Preprocessing) -> Image.Image:
+    """The box resized to [crop, crop]."""
+    if max(image.size) > 16_384:
+        # Pillow keeps the box in float32. Cut first, so that it counts from nearby; the margin is what the
+        # widest filter (lanczos, 3 pixels of the result) reaches over the edges.
+        margin = 3 * max(1.0, (box[2] - box[0]) / spec.crop, (box[3] - box[1]) / spec.crop) + 1
+        left, top = max(0, math.floor(box[0] - margin)), max(0, math.floor(box[1] - margin))
+        right = min(image.width, math.ceil(box[2] + margin))
+        bottom = min(image.height, math.ceil(box[3] + margin))
+        image = image.crop((left, top, right, bottom))
+        box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return image.resize((spec.crop, spec.crop), _RESAMPLING[spec.interpolation], box=box)
+
+
+Row = Mapping[str, NDArray[Any]]

@@ -1,0 +1,45 @@
+"""Where artifacts lie: the embedded one, one by its name, one by its path, all below a directory.
+
+This is the only place that looks for artifacts.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from artifact.errors import ResiduumError
+from artifact.manifest import MANIFEST_FILE
+
+EMBEDDED = "embedded"  # the name of the model that comes with the package
+
+
+class ArtifactNotFound(ResiduumError):
+    """There is no artifact of that name; the message lists those that there are."""
+
+
+def find_artifact(name: str, artifacts: Path) -> Path:
+    """Return the directory of the artifact `name`: the embedded one, one below `artifacts`, or a path.
+
+    Raises:
+        ArtifactNotFound: there is none.
+    """
+    if name == EMBEDDED:
+        return Path(str(files("models") / "embedded"))
+    for directory in (artifacts / name, Path(name).expanduser()):
+        if (directory / MANIFEST_FILE).is_file():
+            return directory
+    names = [directory.name for directory in artifacts_in(artifacts)]
+    raise ArtifactNotFound(
+        f"--model {name}: there is no artifact of that name in {artifacts}, nor at that path; "
+        f"there is: {', '.join([EMBEDDED, *names])}"
+    )
+
+
+def artifacts_in(directory: Path) -> list[Path]:
+    """Return the directories of the artifacts directly below `directory`, sorted by name.
+
+    Names that begin with a dot are left out: whoever brings an artifact can write it under such a name, and
+    rename it when it is whole.
+    """
+    return sorted(path.parent for path in directory.glob(f"[!.]*/{MANIFEST_FILE}"))

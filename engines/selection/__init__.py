@@ -1,0 +1,1 @@
+"""Which engine runs a graph on this machine: candidates, a trial of each, the choice, what is remembered."""

@@ -1,0 +1,141 @@
+"""What may be set about running a graph, and how every class of settings is read.
+
+A setting has one name: `max_batch_size` is the field, `--max-batch-size` the flag of the command line and
+`RESIDUUM_MAX_BATCH_SIZE` the environment variable; a flag wins over the variable. The command line and the
+docs are made from the classes' `model_fields`, so that a name, a default and a description are written once.
+Only these classes read the environment. Settings are frozen and passed down, never global.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic.config import JsonDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from artifact.errors import ResiduumError
+
+ENV_PREFIX = "RESIDUUM_"
+
+
+def group(heading: str) -> JsonDict:
+    """Return what a field's `json_schema_extra` says: the heading under which `--help` lists the setting."""
+    return {"group": heading}
+
+
+MODELS, ENGINES, ADDRESS, BATCHES = map(group, ("models", "engines", "address", "batches and threads"))
+
+
+class SettingsError(ResiduumError):
+    """A setting that cannot be used; the message names its flag and says what is allowed."""
+
+
+class AnySettings(BaseSettings):
+    """How all settings are read: from flags, then the environment, then defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+
+class EngineSettings(AnySettings):
+    """What runs a graph, and how."""
+
+    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
+        "auto",
+        json_schema_extra=ENGINES,
+        description="what runs the graphs; auto: those that are installed are checked and timed when a model "
+        "is loaded, and the fastest that is right wins (torch only on a GPU)",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        json_schema_extra=ENGINES,
+        description="where they run; auto: an NVIDIA GPU where one works, else the CPU",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int8-trt"] = Field(
+        "auto",
+        json_schema_extra=ENGINES,
+        description="which of an artifact's graphs run; auto: the fastest that is right on this machine. "
+        "introspect is never int8: it takes the fastest of the others then",
+    )
+    engine_cache: Path | None = Field(
+        None,
+        json_schema_extra=ENGINES,
+        description="the directory where measured choices of engines and compiled plans are kept; None: "
+        "beside each artifact, in a directory of its name with .cache behind; where that cannot be written, "
+        "each start measures anew",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        json_schema_extra=ADDRESS,
+        description="processes that serve the port, each with its own engines; on a CPU they share its cores",
+    )
+    max_batch_size: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        json_schema_extra=BATCHES,
+        description="images that run together at most; fewer where measured to be as fast an image",
+    )
+    instances: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        json_schema_extra=ENGINES,
+        description="batches of one graph that run at once, each on its share of the threads; "
+        "0: by measurement",
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        json_schema_extra=ENGINES,
+        description="threads that run one graph on the CPU, all its instances together; 0: by its cores",
+    )
+
+
+S = TypeVar("S", bound=AnySettings)
+
+
+def load_settings_of(kind: type[S], flags: dict[str, object]) -> S:
+    """Return settings from flags (those that are not None), the environment and the defaults, in that order.
+
+    Raises:
+        SettingsError: a value is not allowed, or a flag does not exist.
+    """
+    flags = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return kind(**flags)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(_explain(first, given=flags)) from error
+
+
+def split_at_commas(value: object) -> object:
+    """Return the parts of a text between its commas; anything else as it is."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+def flag_of(field: str) -> str:
+    """`max_batch_size` -> `--max-batch-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def _explain(error: ErrorDetails, given: dict[str, object]) -> str:
+    if not error["loc"]:
+        return str(error["msg"]).removeprefix("Value error, ")
+    field = str(error["loc"][0])
+    name = flag_of(field) if field in given else f"{ENV_PREFIX}{field.upper()}"
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    message = str(error["msg"])
+    if error["type"] == "literal_error":
+        message = f"not available; choose {error['ctx']['expected']}"
+    return f"{name} {error['input']}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,135 @@
+"""What is usual for a network: percentiles of every scalar and map over validation images.
+
+They go into the manifest, so that a server can say what is unusual about one photograph, and draw several on
+one scale. They are measured through the artifact's own graphs, by what the server answers with. The command
+line hands this to the export, which knows nothing of the service.
+
+Shapes: N images, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.manifest import PERCENTILES, TOP_CLASS, GraphKind, Manifest, Reference
+from artifact.preprocess import Row
+from engines.engine import EngineOptions
+from engines.registry import open_engine
+from introspection.attribution import LesionLogits, lesion_scalars
+from introspection.measure import measure
+from introspection.quantities import FIXED_RANGES, MAP_QUANTITIES, FloatArray
+from introspection.rows import lesion_rows
+
+NUM_IMAGES = 1000
+# Every block is removed from each of so many images; of a deep network from fewer.
+NUM_LESION_IMAGES, MAX_LESION_ROWS = 128, 2048
+BATCH = 16
+# Maps whose scale is not given by their definition; so many per cent of images are drawn without clipping.
+SCALED = tuple(quantity for quantity in MAP_QUANTITIES if quantity not in FIXED_RANGES)
+UNCLIPPED = 95
+
+Run = Callable[[Sequence[Row]], Iterator[dict[str, NDArray[Any]]]]
+
+
+def measure_reference(
+    directory: Path, manifest: Manifest, images_NHW3: NDArray[np.uint8], dataset: str
+) -> Reference:
+    """Of NUM_IMAGES of the images at most, evenly spaced, each for its own top class.
+
+    Args:
+        directory: where the graphs are; `manifest` need not be written yet.
+
+    Raises:
+        EngineError: a graph does not run on ONNX Runtime's CPU provider.
+        NotFiniteError: an image's activations leave float32's range.
+    """
+    images = _evenly(images_NHW3, NUM_IMAGES)
+    num_blocks = len(manifest.blocks)
+    lesioned = _evenly(images, min(NUM_LESION_IMAGES, max(1, MAX_LESION_ROWS // (num_blocks + 1))))
+    scalars: dict[str, list[FloatArray]] = {}
+    peaks: dict[str, list[FloatArray]] = {}
+    with _engine(directory, manifest, "attribute") as run:
+        ones_L, target = np.ones(num_blocks, np.float32), np.array(TOP_CLASS, np.int64)
+        for outputs in run([{"images": pixels, "gates": ones_L, "target": target} for pixels in images]):
+            found = measure(manifest, outputs)
+            _note(scalars, found.scalars)
+            largest: dict[str, FloatArray] = {
+                quantity: np.array([np.abs(found.maps[quantity][part]).max() for part in found.slices])
+                for quantity in SCALED
+                if quantity in found.maps
+            }
+            _note(peaks, largest)
+    with _engine(directory, manifest, "introspect") as run:
+        for pixels in lesioned:
+            _note(scalars, _lesions(run, pixels, num_blocks))
+    return Reference(
+        dataset=dataset,
+        num_images=len(images),
+        num_lesion_images=len(lesioned),
+        scalars={name: _bands(np.stack(values_NL)) for name, values_NL in scalars.items()},
+        maps={
+            quantity: tuple(_rounded(np.percentile(np.stack(peaks_NL), UNCLIPPED, axis=0)))
+            for quantity, peaks_NL in peaks.items()
+            if np.isfinite(peaks_NL).all()
+        },
+    )
+
+
+def _lesions(run: Run, pixels: NDArray[np.uint8], num_blocks: int) -> dict[str, FloatArray]:
+    """`lesion.*` of one image, [L] each."""
+    blocks = tuple(range(num_blocks))
+    rows = lesion_rows(pixels, np.ones(num_blocks, np.float32), blocks)
+    lesions = LesionLogits(blocks, np.stack([outputs["logits"] for outputs in run(rows)]))
+    top1 = int(lesions.logits[0].argmax())
+    return lesion_scalars(lesions, num_blocks, top1, top1)
+
+
+def _note(noted: dict[str, list[FloatArray]], values: Mapping[str, FloatArray]) -> None:
+    for name, values_L in values.items():
+        noted.setdefault(name, []).append(values_L)
+
+
+@contextmanager
+def _engine(directory: Path, manifest: Manifest, kind: GraphKind) -> Iterator[Run]:
+    """What runs rows through a graph, and gives each its own row of the outputs."""
+    graph = manifest.graph(kind, "fp32")
+    assert graph is not None, "every artifact that is exported has it"
+    engine = open_engine("onnxruntime", directory / graph.file, graph.precision, EngineOptions("cpu"))
+    names = [tensor.name for tensor in graph.inputs]
+
+    def run(rows: Sequence[Row]) -> Iterator[dict[str, NDArray[Any]]]:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            outputs = engine.run({name: np.stack([row[name] for row in batch]) for name in names})
+            for place in range(len(batch)):
+                yield {name: array[place] for name, array in outputs.items()}
+
+    try:
+        yield run
+    finally:
+        engine.close()
+
+
+def _evenly(images_NHW3: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    count = min(count, len(images_NHW3))
+    return images_NHW3[np.arange(count) * len(images_NHW3) // count]
+
+
+def _bands(values_NL: FloatArray) -> tuple[tuple[float, float, float] | None, ...]:
+    """Percentiles of every block, over the images where it has a value; None where it never has one."""
+    bands: list[tuple[float, float, float] | None] = []
+    for values_N in values_NL.T:
+        known = values_N[np.isfinite(values_N)]
+        low, median, high = _rounded(np.percentile(known, PERCENTILES)) if len(known) else (0.0, 0.0, 0.0)
+        bands.append((low, median, high) if len(known) else None)
+    return tuple(bands)
+
+
+def _rounded(values: FloatArray) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

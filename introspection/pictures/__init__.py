@@ -1,0 +1,1 @@
+"""Pictures of an introspection: sheets, blocks and comparisons, drawn with Pillow."""

@@ -1,0 +1,267 @@
+"""One block, large: the photograph, every map over the whole of it, and the block's numbers, as one PNG.
+
+The maps stand in the order in which the block makes them: branch, shortcut, output; then what is derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from artifact.manifest import Block, Manifest
+from artifact.preprocess import Preprocessed
+from introspection.document import predictions_with_target
+from introspection.measure import Quantities
+from introspection.pictures.cells import GreyPhotograph, grey_photograph, overlay_whole, photograph, raw_cells
+from introspection.pictures.lettering import text_width, write
+from introspection.pictures.parts import (
+    FAINT,
+    INK,
+    MARGIN,
+    SOFT,
+    blank,
+    chosen_maps,
+    draw_color_bar,
+    draw_predictions,
+    keep_on,
+    notes,
+    png,
+    stacked,
+    title_of,
+)
+from introspection.quantities import OUTPUTS, SCALAR_ROWS, STYLES, MapQuantity, why_absent
+from introspection.question import Options
+from introspection.scales import block_map, colors_of
+from introspection.usual import outside_band, usual_band
+
+WIDTH = 1600
+GAP = 28
+MAX_PANEL_HEIGHT = 640
+MAX_GROUP_WIDTH = 340  # of numbers
+NUMBER_GAP = 20  # between groups of numbers
+LABEL_WIDTH = 80
+USUAL_SIZES = (12, 11, 10, 9)  # of letters
+PANEL_TITLE, PANEL_FOOT = 52, 86  # pixels above and below a panel's picture
+MAX_PREDICTIONS = 3
+UNUSUAL = "#c2410c"
+SIGNS: dict[MapQuantity, str] = {"shortcut": "+", "output": ">"}
+
+
+class _Row(NamedTuple):
+    label: str
+    text: str
+    usual: str
+    beyond: str  # "above" or "below" what is usual, or empty
+
+
+def block_picture(
+    quantities: Quantities,
+    manifest: Manifest,
+    options: Options,
+    image: Preprocessed,
+    index: int,
+    check: Callable[[], None] = keep_on,
+) -> bytes:
+    """The PNG of the block `index` of the manifest's.
+
+    Args:
+        check: called before each map; what it raises ends the drawing.
+
+    Raises:
+        ParameterError: `quantities` names no map, or one that does not exist for the artifact.
+    """
+    existing = tuple(quantity for quantity in STYLES if not why_absent(quantity, manifest))
+    maps = chosen_maps(options, manifest, existing)
+    parts = [_header(quantities, manifest, options, image, index)]
+    if groups := _numbers(quantities, manifest, options, index):
+        parts.append(_number_strip(groups))
+    columns = _num_columns(1 + len(maps))
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
+    panels = [_photograph_panel(quantities, manifest, options, image, width)]
+    whole = grey_photograph(image, width, MAX_PANEL_HEIGHT)
+    for quantity in maps:
+        check()
+        panels.append(_map_panel(quantities, manifest, options, whole, index, quantity, width))
+    signs = _signs(maps)
+    lines = [slice(start, start + columns) for start in range(0, len(panels), columns)]
+    parts += [_line(panels[line], signs[line]) for line in lines]
+    return png(stacked(parts))
+
+
+def _num_columns(num_panels: int) -> int:
+    """As few lines as make panels large: one line for four or fewer, two for up to eight."""
+    return num_panels if num_panels <= 4 else -(-num_panels // 2)
+
+
+def _header(
+    quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, index: int
+) -> Image.Image:
+    block = manifest.blocks[index]
+    part, draw = blank(WIDTH, 112)
+    room = WIDTH - 2 * MARGIN
+    name = write(draw, (MARGIN, -6), block.name, 38, INK, room)
+    where = f"block {index + 1} of {len(manifest.blocks)} of {manifest.name}"
+    write(draw, (MARGIN + name + 18, 13), where, 18, SOFT, room - name - 18)
+    write(draw, (MARGIN, 48), _description(manifest, block), 16, SOFT, room)
+    remarks = notes(manifest, options, image)
+    if usual := manifest.reference:
+        remarks += f" Small: what 5 to 95 % of {usual.num_images:,} images of {usual.dataset} gave."
+    write(draw, (MARGIN, 72), remarks.strip(), 16, SOFT, room)
+    return part
+
+
+def _description(manifest: Manifest, block: Block) -> str:
+    channels, height, width = block.shape
+    sees = block.receptive_field.size
+    kind = "no shortcut" if block.shortcut == "none" else f"{block.shortcut} shortcut"
+    pixel = "pixel" if block.stride == 1 else "pixels"
+    return (
+        f"{kind} · output = {OUTPUTS[manifest.variant]} · {channels} channels of {height} x {width} cells: "
+        f"one every {block.stride} {pixel} of the model's input, each sees {sees} pixels"
+    )
+
+
+def _numbers(
+    quantities: Quantities, manifest: Manifest, options: Options, index: int
+) -> list[tuple[str, list[_Row]]]:
+    """The scalars asked for that exist for this block, with what is usual for them, in their groups."""
+    beyond = outside_band(quantities, manifest, options, index) or {}
+    groups = []
+    for heading, entries in SCALAR_ROWS:
+        rows = [
+            _Row(label, text, _usual(quantities, manifest, name, digits, index), beyond.get(name, ""))
+            for label, name, digits in entries
+            if (text := _text(quantities, manifest, options, name, digits, index))
+        ]
+        if rows:
+            groups.append((heading.format(manifest.labels[quantities.target].label), rows))
+    return groups
+
+
+def _text(
+    quantities: Quantities, manifest: Manifest, options: Options, name: str, digits: str, index: int
+) -> str:
+    """A scalar of the block, or a class; empty if it was not asked for or there is none."""
+    group, _, member = name.partition(".")
+    if group not in options.groups:
+        return ""
+    if member == "label":
+        best = quantities.classes[group][index] if group in quantities.classes else -1
+        return manifest.labels[best].label if best >= 0 else ""
+    values = quantities.scalars.get(name)
+    return format(values[index], digits) if values is not None and np.isfinite(values[index]) else ""
+
+
+def _usual(quantities: Quantities, manifest: Manifest, name: str, digits: str, index: int) -> str:
+    """What 5 to 95 % of the validation images gave; empty where there is nothing to compare with."""
+    band, unsigned = usual_band(quantities, manifest, name, index), digits.removeprefix("+")
+    return f"{band[0]:{unsigned}} to {band[1]:{unsigned}}" if band else ""
+
+
+def _number_strip(groups: Sequence[tuple[str, list[_Row]]]) -> Image.Image:
+    """Groups of numbers side by side; what is unusual is marked, what is usual stands beside it."""
+    line_height = 24
+    part, draw = blank(WIDTH, 40 + line_height * max(len(rows) for _, rows in groups) + 28)
+    width = min((WIDTH - 2 * MARGIN + NUMBER_GAP) // len(groups), MAX_GROUP_WIDTH)
+    room = width - NUMBER_GAP
+    for place, (heading, rows) in enumerate(groups):
+        left = MARGIN + place * width
+        write(draw, (left, 0), heading, 15, INK, room)
+        draw.line((left, 23, left + room, 23), fill=FAINT)
+        for line, row in enumerate(rows):
+            _draw_row(draw, (left, 32 + line * line_height, room), row)
+    return part
+
+
+def _draw_row(draw: ImageDraw.ImageDraw, box: tuple[int, int, int], row: _Row) -> None:
+    """Label, number, mark, and what is usual as large as there is room; `box` is left, top and width."""
+    left, top, room = box
+    write(draw, (left, top), row.label, 15, SOFT, LABEL_WIDTH)
+    end = left + LABEL_WIDTH + 2
+    end += write(draw, (end, top), row.text, 15, UNUSUAL if row.beyond else INK, left + room - end)
+    if row.beyond:
+        _draw_mark(draw, (end + 5, top + 4), row.beyond)
+        end += 16
+    width = left + room - end - 6
+    if row.usual and (size := _largest(row.usual, width)):
+        usual_left = left + room - round(text_width(row.usual, size))
+        write(draw, (usual_left, top + 15 - size), row.usual, size, SOFT, room)
+
+
+def _largest(text: str, width: int) -> int | None:
+    """The largest of USUAL_SIZES in which a text fits; None if it never does."""
+    return next((size for size in USUAL_SIZES if text_width(text, size) <= width), None)
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, place: tuple[int, int], beyond: str) -> None:
+    """A triangle that points up or down."""
+    x, y = place
+    base, tip = (y + 9, y) if beyond == "above" else (y, y + 9)
+    draw.polygon(((x, base), (x + 10, base), (x + 5, tip)), fill=UNUSUAL)
+
+
+def _photograph_panel(
+    quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, width: int
+) -> Image.Image:
+    """The photograph and the most probable classes."""
+    picture = photograph(image, width, MAX_PANEL_HEIGHT)
+    panel, draw = blank(width, PANEL_TITLE + picture.height + PANEL_FOOT)
+    write(draw, (0, 0), "Photograph", 20, INK, width)
+    write(draw, (0, 26), f"{image.width} x {image.height} pixels", 15, SOFT, width)
+    panel.paste(picture, (0, PANEL_TITLE))
+    best = predictions_with_target(quantities, manifest, options.top_k, MAX_PREDICTIONS)
+    draw_predictions(draw, (0, PANEL_TITLE + picture.height + 12, width), best, quantities.target, 14)
+    return panel
+
+
+def _map_panel(
+    quantities: Quantities,
+    manifest: Manifest,
+    options: Options,
+    whole: GreyPhotograph,
+    index: int,
+    quantity: MapQuantity,
+    width: int,
+) -> Image.Image:
+    """One map over the grey photograph, or by itself, with its colour bar."""
+    block, style, height = manifest.blocks[index], STYLES[quantity], len(whole.grey)
+    bounds = colors_of([quantities], manifest, options, quantity, block.stage)
+    colormap = options.colormap or style.colormap
+    values = block_map(quantities, manifest, quantity, index)
+    if options.render == "raw":
+        pixels = raw_cells(values, min(width, height), *bounds, colormap)
+    else:
+        crop = manifest.preprocessing.crop
+        pixels = overlay_whole(values, block, crop, whole, *bounds, colormap, options.alpha)
+    panel, draw = blank(width, PANEL_TITLE + height + PANEL_FOOT)
+    write(draw, (0, 0), title_of(quantity, manifest.labels[quantities.target].label), 20, INK, width)
+    write(draw, (0, 26), style.brief, 15, SOFT, width)
+    panel.paste(Image.fromarray(pixels), (0, PANEL_TITLE))
+    draw_color_bar(panel, (0, PANEL_TITLE + height + 34, width), options, quantity, bounds)
+    return panel
+
+
+def _line(panels: Sequence[Image.Image], signs: Sequence[str]) -> Image.Image:
+    """Panels side by side, each with its sign in the gap before it."""
+    part, draw = blank(WIDTH, panels[0].height + GAP)
+    middle = (PANEL_TITLE + panels[0].height - PANEL_FOOT) // 2
+    for place, (panel, sign) in enumerate(zip(panels, signs, strict=True)):
+        left = MARGIN + place * (panel.width + GAP)
+        part.paste(panel, (left, 0))
+        x = left - GAP // 2
+        if sign:
+            draw.line((x - 7, middle, x + 7, middle), fill=SOFT, width=2)
+        if sign == "+":
+            draw.line((x, middle - 7, x, middle + 7), fill=SOFT, width=2)
+        elif sign == ">":
+            draw.line(((x + 2, middle - 5), (x + 7, middle), (x + 2, middle + 5)), fill=SOFT, width=2)
+    return part
+
+
+def _signs(maps: Sequence[MapQuantity]) -> list[str]:
+    """What stands before the photograph and before each map: F + s > output, where all three are shown."""
+    whole = {"residual", "shortcut", "output"} <= set(maps)
+    return ["", *(SIGNS.get(quantity, "") if whole else "" for quantity in maps)]

@@ -1,0 +1,282 @@
+"""The question put to `/introspect`: its parameters, and what they mean for one artifact.
+
+Two steps, because only the second needs a manifest: `IntrospectQuery` checks every value by itself (the
+route and the command line share it), `resolve` turns names into indices of blocks and classes. It knows no
+HTTP and runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from artifact.errors import ResiduumError
+from artifact.manifest import Block, Label, Manifest
+from introspection.quantities import (
+    LESION,
+    MAP_QUANTITIES,
+    SCALAR_GROUPS,
+    ColormapName,
+    MapEncoding,
+    MapQuantity,
+    Scale,
+    why_absent,
+)
+
+GATE_LIMIT = 4.0  # either way: enough to double or invert a branch; far beyond, activations overflow
+Render = Literal["raw", "overlay"]
+TargetMode = Literal["top1", "index", "label"]
+
+
+class ParameterError(ResiduumError):
+    """A parameter's value does not fit this artifact; `hint` says what would."""
+
+    def __init__(self, parameter: str, detail: str, hint: str = "") -> None:
+        super().__init__(f"{detail} {hint}".strip())
+        self.parameter = parameter
+        self.detail = detail
+        self.hint = hint
+
+
+class IntrospectQuery(BaseModel):
+    """What may be asked about an image; everything has a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    target: str = Field(
+        "top1",
+        description="the class that the answer is about: `top1`, an index, or a label (any case; the whole "
+        "label, its first comma-separated word, or the WordNet id)",
+    )
+    blocks: str = Field(
+        "",
+        description="comma-separated blocks (`stage3.0`) or stages (`stage3`), answered in the "
+        "network's order; all if empty",
+    )
+    quantities: str = Field(
+        "",
+        description=f"comma-separated maps ({', '.join(MAP_QUANTITIES)}) and scalars "
+        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all but lesion, and in an image "
+        "`share` (`residual` in a plain network)",
+    )
+    maps: MapEncoding | None = Field(
+        None, description="how maps are encoded, or `none`; `u8` in JSON and `f32` in NPZ if not given"
+    )
+    scale: Scale = Field(
+        "image",
+        description="magnitudes and contribution have one vmax over all blocks (`image`), over each stage "
+        "(`stage`), or over all blocks on the validation images (`reference`: the same for every image)",
+    )
+    gates: str = Field(
+        "",
+        description="factors on the residual branches, -4 to 4, 1 = untouched: one for every block, as "
+        "`1,1,0,1`, or by name, as `stage2.0:0,stage3:0.5` (a later pair overrides an earlier one)",
+    )
+    top_k: int = Field(5, ge=1, description="how many predictions; at most the number of classes")
+    render: Render = Field(
+        "overlay", description="image only: cells over the photograph, or the map by itself"
+    )
+    colormap: ColormapName | None = Field(
+        None,
+        description="image only; by quantity if not given: coolwarm for ratio, cosine and contribution, else "
+        "viridis",
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="image only: opacity of the map")
+    lesion: bool = Field(
+        False,
+        description="run the network once more without each block asked for, and say what changes; as "
+        "`lesion` among the quantities",
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class asked for; `index` is None for the most probable one."""
+
+    mode: TargetMode
+    index: int | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """A query resolved against one manifest.
+
+    Attributes:
+        blocks: indices into the manifest's blocks, ascending.
+        maps: the maps asked for, in the order of MAP_QUANTITIES.
+        groups: the scalar groups asked for, in the order of SCALAR_GROUPS.
+        complete: `quantities` left nothing out; lesions must be asked for all the same.
+        encoding: None where the query leaves it to the format.
+        gates_L: float32, for every block of the network.
+    """
+
+    target: Target
+    blocks: tuple[int, ...]
+    maps: tuple[MapQuantity, ...]
+    groups: tuple[str, ...]
+    complete: bool
+    encoding: MapEncoding | None
+    scale: Scale
+    gates_L: NDArray[np.float32]
+    top_k: int
+    render: Render
+    colormap: ColormapName | None
+    alpha: float
+
+
+def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
+    """What `query` means for the artifact of `manifest`.
+
+    Raises:
+        ParameterError: an unknown block, class or quantity, unusable gates, or no reference to scale by.
+    """
+    if query.scale == "reference" and manifest.reference is None:
+        raise ParameterError(
+            "scale",
+            "scale=reference: this artifact was exported without validation images.",
+            "Choose image or stage.",
+        )
+    num_classes = manifest.num_classes
+    if "top_k" in query.model_fields_set and query.top_k > num_classes:
+        raise ParameterError(
+            "top_k",
+            f"top_k={query.top_k}: {manifest.name} has {num_classes} classes.",
+            f"At most {num_classes}.",
+        )
+    maps, groups = parse_quantities(query.quantities, manifest)
+    if query.lesion and LESION not in groups:
+        groups = (*groups, LESION)
+    return Options(
+        target=parse_target(query.target, manifest.labels),
+        blocks=parse_blocks(query.blocks, manifest.blocks),
+        maps=maps,
+        groups=groups,
+        complete=not _names(query.quantities),
+        encoding=query.maps,
+        scale=query.scale,
+        gates_L=parse_gates(query.gates, manifest.blocks),
+        top_k=min(query.top_k, num_classes),
+        render=query.render,
+        colormap=query.colormap,
+        alpha=query.alpha,
+    )
+
+
+def parse_target(text: str, labels: Sequence[Label]) -> Target:
+    """`top1`, an index, or a label."""
+    wanted = text.strip().casefold()
+    if wanted == "top1":
+        return Target("top1", None)
+    if wanted.isdecimal() and wanted.isascii():
+        index = int(wanted[:9])  # longer ones are out of range anyway
+        if index >= len(labels):
+            raise ParameterError("target", f"target={text}: classes go from 0 to {len(labels) - 1}.")
+        return Target("index", index)
+    spellings = (
+        [label.label for label in labels],
+        [label.wnid or "" for label in labels],
+        [label.label.split(",")[0] for label in labels],
+    )
+    for names in spellings:
+        found = [i for i, name in enumerate(names) if wanted and name.strip().casefold() == wanted]
+        if len(found) == 1:
+            return Target("label", found[0])
+        if found:
+            indices = ", ".join(str(index) for index in found)
+            raise ParameterError(
+                "target", f"target={text}: several classes have this label.", f"Choose by index: {indices}."
+            )
+    raise ParameterError(
+        "target",
+        f"target={text}: this model has no such class.",
+        "Use top1, an index, a label, its first word before a comma, or a WordNet id.",
+    )
+
+
+def parse_blocks(text: str, blocks: Sequence[Block]) -> tuple[int, ...]:
+    """Indices of the blocks that a list of block and stage names covers; of all blocks for an empty list."""
+    names = _names(text)
+    if not names:
+        return tuple(range(len(blocks)))
+    return tuple(sorted({index for name in names for index in _blocks_named(name, blocks, "blocks")}))
+
+
+def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[MapQuantity, ...], tuple[str, ...]]:
+    """The maps and the scalar groups that a list of names covers; all but lesion for an empty list.
+
+    What does not exist for the artifact may be named, and is null; what is suggested exists.
+    """
+    names = _names(text)
+    if not names:
+        return MAP_QUANTITIES, tuple(group for group in SCALAR_GROUPS if group != LESION)
+    for name in names:
+        if name not in MAP_QUANTITIES and name not in SCALAR_GROUPS:
+            raise ParameterError("quantities", f"quantities: there is no {name!r}.", _instead(name, manifest))
+    maps = tuple(quantity for quantity in MAP_QUANTITIES if quantity in names)
+    return maps, tuple(group for group in SCALAR_GROUPS if group in names)
+
+
+def _instead(name: str, manifest: Manifest) -> str:
+    """What `quantities` may have in place of a name that it may not."""
+    group, dot, _ = name.partition(".")
+    if dot and group in SCALAR_GROUPS:
+        return f"Ask for {group}."
+    maps, scalars = (
+        ", ".join(known for known in names if not why_absent(known, manifest))
+        for names in (MAP_QUANTITIES, SCALAR_GROUPS)
+    )
+    return f"Maps: {maps}. Scalars: {scalars}."
+
+
+def parse_gates(text: str, blocks: Sequence[Block]) -> NDArray[np.float32]:
+    """One factor a block, from a list of all of them or from `name:value` pairs; ones for an empty list."""
+    items = _names(text)
+    gates = np.ones(len(blocks), np.float32)
+    if any(":" in item for item in items):
+        for item in items:
+            name, _, value = item.partition(":")
+            named = _blocks_named(name.strip(), blocks, "gates")
+            gates[named] = _gate(value, item)
+    elif items:
+        if len(items) != len(blocks):
+            raise ParameterError(
+                "gates",
+                f"gates: {len(items)} values for {len(blocks)} blocks.",
+                f"Give {len(blocks)} numbers, or pairs such as {blocks[-1].name}:0.",
+            )
+        gates[:] = [_gate(item, item) for item in items]
+    return gates
+
+
+def _gate(value: str, item: str) -> float:
+    try:
+        gate = float(value)
+    except ValueError:
+        gate = math.nan
+    if not abs(gate) <= GATE_LIMIT:
+        raise ParameterError(
+            "gates",
+            f"gates: {item!r} is not usable.",
+            f"A gate is a number from {-GATE_LIMIT:g} to {GATE_LIMIT:g}.",
+        )
+    return gate
+
+
+def _blocks_named(name: str, blocks: Sequence[Block], parameter: str) -> list[int]:
+    found = [i for i, block in enumerate(blocks) if name in (block.name, f"stage{block.stage}")]
+    if not found:
+        known = ", ".join(block.name for block in blocks)
+        raise ParameterError(
+            parameter, f"{parameter}: there is no block or stage {name!r}.", f"Blocks: {known}."
+        )
+    return found
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,1 @@
+"""The server as an ASGI application: what a request passes, routes, middleware, schemas, problems."""

@@ -1,0 +1,177 @@
+"""A request's body -> image files, never more than the limits allow.
+
+A body is one image as it is (`curl -T cat.jpg`), or multipart/form-data with parts named `image`
+(`curl -F image=@cat.jpg -F image=@dog.jpg`). What is over a limit or too slow is not read to its end. This
+module knows what HTTP bodies look like and nothing of images: whether the bytes are one is found out by
+artifact.preprocess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from service.errors import (
+    BadImage,
+    InvalidPart,
+    MalformedMultipart,
+    RequestTimeout,
+    TooManyBytes,
+    TooManyImages,
+    UnsupportedMediaType,
+)
+from service.settings import Settings
+
+PART = "image"
+HOW_TO_SEND = "Send the file itself (curl -T cat.jpg URL) or a form (curl -F image=@cat.jpg URL)."
+
+
+async def read_image(request: Request, settings: Settings) -> bytes:
+    """The one image of a request; errors as in `read_images`, and TooManyImages if there are more."""
+    images = await read_images(request, settings)
+    if len(images) > 1:
+        raise TooManyImages(f"This call takes one image, not {len(images)}.")
+    return images[0]
+
+
+async def read_images(request: Request, settings: Settings) -> list[bytes]:
+    """The image files of a request, in order; at least one.
+
+    Raises:
+        TooManyBytes, TooManyImages, InvalidPart, MalformedMultipart, UnsupportedMediaType, RequestTimeout:
+            see errors.py.
+        BadImage: `empty_body`: there is nothing in it.
+        starlette.requests.ClientDisconnect: the client left while sending.
+    """
+    content_type, options = parse_options_header(request.headers.get("content-type"))
+    media_type = content_type.decode("latin-1")
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"Content-Encoding {encoding} is not supported.", "Send the image as it is."
+        )
+    if media_type == "multipart/form-data":
+        return await _read_parts(request, options.get(b"boundary"), settings)
+    if media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
+        chunks = timed(limited(request, settings.max_image_bytes, "An image"), settings)
+        body = b"".join([chunk async for chunk in chunks])
+        if not body:
+            raise BadImage("empty_body", "The body is empty.", HOW_TO_SEND)
+        return [body]
+    raise UnsupportedMediaType(f"A body of Content-Type {media_type} is not supported.", HOW_TO_SEND)
+
+
+async def timed(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
+    """The chunks of a body as they come, all of them within `settings.body_timeout`.
+
+    Raises:
+        RequestTimeout: they come too slowly; the answer closes the connection.
+    """
+    deadline = asyncio.get_running_loop().time() + settings.body_timeout
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"The body took longer than {settings.body_timeout:g} seconds to come."
+            ) from error
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def limited(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
+    """The body's chunks; refused at once by its declared length, else as soon as it grows too long."""
+    too_many = TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_many
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > max_bytes:
+            raise too_many
+        yield chunk
+
+
+async def _read_parts(request: Request, boundary: bytes | None, settings: Settings) -> list[bytes]:
+    if not boundary:
+        raise MalformedMultipart("The Content-Type multipart/form-data names no boundary.", HOW_TO_SEND)
+    form = _Form(settings.max_images, settings.max_image_bytes)
+    try:
+        parser = MultipartParser(boundary, callbacks=form.callbacks())  # type: ignore[arg-type]
+        chunks = limited(request, settings.max_request_bytes, "A multipart body")
+        async for chunk in timed(chunks, settings):
+            parser.write(chunk)
+    except FormParserError as error:
+        raise MalformedMultipart(f"The multipart body cannot be read: {error}.", HOW_TO_SEND) from error
+    if not form.complete:
+        raise MalformedMultipart("The multipart body ends before its closing boundary.", HOW_TO_SEND)
+    if not form.images:
+        raise BadImage("empty_body", f"The multipart body has no part named {PART!r}.", HOW_TO_SEND)
+    return [bytes(image) for image in form.images]
+
+
+class _Form:
+    """Collects the image parts that a MultipartParser reports, and refuses what is too much as it comes."""
+
+    def __init__(self, max_images: int, max_image_bytes: int) -> None:
+        self.images: list[bytearray] = []
+        self.complete = False
+        self._max_images = max_images
+        self._max_image_bytes = max_image_bytes
+        self._header = bytearray()
+        self._value = bytearray()
+        self._disposition = ""
+
+    def callbacks(self) -> dict[str, object]:
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_begin": self._begin_header,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._begin_data,
+            "on_part_data": self._add_data,
+            "on_end": self._end,
+        }
+
+    def _begin_part(self) -> None:
+        self._disposition = ""
+
+    def _begin_header(self) -> None:
+        self._header.clear()
+        self._value.clear()
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = self._value.decode("latin-1")
+
+    def _begin_data(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name != PART:
+            raise InvalidPart(
+                f"There is a part named {name!r}.", f"Name every part {PART!r}: curl -F {PART}=@cat.jpg URL."
+            )
+        if len(self.images) == self._max_images:
+            raise TooManyImages(f"A request may have {self._max_images} images at most; this one has more.")
+        self.images.append(bytearray())
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        image = self.images[-1]
+        image.extend(data[start:end])
+        if len(image) > self._max_image_bytes:
+            index = len(self.images) - 1
+            raise TooManyBytes(
+                f"An image may have {self._max_image_bytes:,} bytes at most; image {index} has more.",
+                image_index=index,
+            )
+
+    def _end(self) -> None:
+        self.complete = True

@@ -1,0 +1,113 @@
+"""Headers that tell browsers what they must not do, on every answer, and for whose pages they may do more."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engines.settings import SettingsError
+from service.settings import Settings
+
+Headers = list[tuple[bytes, bytes]]
+
+ALWAYS: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+]
+NO_STORE = (b"cache-control", b"no-store")
+
+API_POLICY = "default-src 'none'; frame-ancestors 'none'"
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+# Swagger UI starts itself with an inline script, styles inline, and shows images of answers as blobs.
+DOCS_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+# What pages of an allowed origin may send and read, beside what every page may.
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Inference-Header-Content-Length",
+    "Traceparent",
+    "X-API-Key",
+    "X-Request-Id",
+)
+RESPONSE_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "Server-Timing", "X-Request-Id")
+
+_ORIGIN = re.compile(r"https?://[^/\s,*?#@]+")
+
+
+class SecurityHeaders:
+    """Adds them; `cross_origin` tells whether pages of other origins may read answers (CORS)."""
+
+    def __init__(self, app: ASGIApp, cross_origin: bool) -> None:
+        self.app = app
+        self._api = api_headers(cross_origin)
+        self._docs = [*_headers(DOCS_POLICY, cross_origin), NO_STORE]
+        self._page = _headers(PAGE_POLICY, cross_origin)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        added = self._headers_for(scope["path"])
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def _headers_for(self, path: str) -> Headers:
+        if path == "/" or path.startswith(("/static/", "/static-offline-docs/")):
+            return self._page
+        return self._docs if path == "/docs" or path.startswith("/docs/") else self._api
+
+
+def api_headers(cross_origin: bool) -> Headers:
+    """Those of every answer that is no page."""
+    return [*_headers(API_POLICY, cross_origin), NO_STORE]
+
+
+def _headers(policy: str, cross_origin: bool) -> Headers:
+    resource_policy = b"cross-origin" if cross_origin else b"same-origin"
+    return [
+        *ALWAYS,
+        (b"cross-origin-resource-policy", resource_policy),
+        (b"content-security-policy", policy.encode()),
+    ]
+
+
+def cors(settings: Settings) -> list[Middleware]:
+    """For the application's list; empty unless origins are allowed. Cookies are none of ours, so none are.
+
+    Raises:
+        SettingsError: something is no origin, and would never match one.
+    """
+    for origin in settings.cors_origin:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise SettingsError(
+                f"--cors-origin {origin}: an origin is a scheme, a host and perhaps a port, such as "
+                "https://example.org:8443, without a path; or * for every page in the world"
+            )
+    if not settings.cors_origin:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origin,
+            allow_methods=("GET", "HEAD", "POST", "PUT"),
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=RESPONSE_HEADERS,
+        )
+    ]

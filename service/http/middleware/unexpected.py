@@ -1,0 +1,60 @@
+"""What every request passes before its route: plain ASGI, one concern a class."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Internal, NotReady
+from service.telemetry.logs import request_ids
+
+logger = logging.getLogger("residuum")
+
+
+class HeadAsGet:
+    """HEAD is answered wherever GET is; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", "requested_method": "HEAD"}
+        await self.app(scope, receive, send)
+
+
+class UnexpectedErrors:
+    """What nobody foresaw becomes a 500 with the request's id, and its traceback goes to the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note_start)
+        except asyncio.CancelledError:  # the server stops and waits no longer
+            if started or scope["type"] != "http":
+                raise
+            await NotReady("The server is shutting down.").answer(scope, receive, send)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            request_id = request_ids.get().get("request_id", "")
+            logger.exception("request %s failed", request_id)
+            if started:
+                raise  # half an answer is out: the connection must break, so that it does not look whole
+            problem = Internal(
+                "The server failed on this request.",
+                f"It is in the server's log as {request_id}.",
+                request_id=request_id,
+            )
+            await problem.answer(scope, receive, send)

@@ -1,0 +1,59 @@
+"""A request's body, inflated if it is compressed, and never more of it than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+
+from service.errors import InvalidInference, TooManyBytes, UnsupportedMediaType
+from service.http.body import limited, timed
+from service.http.oip.response import WINDOW_BITS
+from service.settings import Settings
+
+STEP_BYTES = 2**18  # inflated at a time; other requests have their turn in between
+
+
+async def read_body(request: Request, settings: Settings, max_bytes: int) -> bytes:
+    """The whole body; `max_bytes` counts what is sent as well as what comes out of it.
+
+    Raises:
+        TooManyBytes, RequestTimeout: it is longer, or comes too slowly; the rest is not read.
+        UnsupportedMediaType, InvalidInference: it is compressed otherwise than by gzip or deflate, or badly.
+        starlette.requests.ClientDisconnect: the client left while sending.
+    """
+    chunks = timed(limited(request, max_bytes, "An inference request"), settings)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        return b"".join([chunk async for chunk in chunks])
+    if encoding not in WINDOW_BITS:
+        raise UnsupportedMediaType(f"Content-Encoding {encoding} is not supported.", "Use gzip or deflate.")
+    try:
+        return b"".join([piece async for piece in _inflated(chunks, WINDOW_BITS[encoding], max_bytes)])
+    except zlib.error as error:
+        raise InvalidInference(f"The body cannot be decompressed as {encoding}: {error}.") from error
+
+
+async def _inflated(chunks: AsyncIterator[bytes], window_bits: int, max_bytes: int) -> AsyncIterator[bytes]:
+    """What one compressed stream holds, piece by piece. A second stream after it is refused: a body of many
+    thousand empty ones would keep the server busy for nothing.
+    """
+    inflater = zlib.decompressobj(window_bits)
+    left = max_bytes
+    async for chunk in chunks:
+        while chunk:
+            if inflater.eof:
+                raise InvalidInference("There are bytes after the end of the compressed body.")
+            piece = inflater.decompress(chunk, STEP_BYTES)
+            chunk = inflater.unconsumed_tail or inflater.unused_data
+            left -= len(piece)
+            if left < 0:
+                raise TooManyBytes(
+                    f"An inference request may have {max_bytes:,} bytes at most; decompressed, this has more."
+                )
+            yield piece
+            await asyncio.sleep(0)
+    if not inflater.eof:
+        raise InvalidInference("The compressed body is cut off.")

@@ -1,0 +1,110 @@
+"""POST /classify: images in, labels out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from artifact.postprocess import top_predictions
+from service.errors import InvalidParameter
+from service.http.body import read_images
+from service.http.problems import IMAGE_PROBLEMS, problem_responses
+from service.http.schemas import Classification, ClassifyQuery, ImageInfo, ImageResult, Timing, image_body
+from service.http.waiting import serving_of, while_client_waits
+from service.runtime.cache import CACHE_HIT
+from service.runtime.lifecycle import Serving
+from service.runtime.model import LoadedModel
+from service.telemetry.stages import Stages
+
+router = APIRouter(tags=["classify"])
+
+PREDICTION_BYTES = 500  # of a prediction kept in the cache, about
+
+PROBLEMS = problem_responses(*IMAGE_PROBLEMS)
+
+
+@router.put(
+    "/classify",
+    summary="Classify an image (what `curl -T` sends)",
+    operation_id="classify_put",
+    responses=PROBLEMS,
+    openapi_extra=image_body(several=True),
+)
+@router.post(
+    "/classify",
+    summary="Classify images",
+    responses=PROBLEMS,
+    openapi_extra=image_body(several=True),
+)
+async def classify(
+    request: Request, response: Response, query: Annotated[ClassifyQuery, Query()]
+) -> Classification:
+    """The most probable classes of every image. PUT is the same call, for `curl -T cat.jpg` sends that."""
+    serving = serving_of(request)
+    with serving.lease(query.model) as model:
+        request.state.model = model.name
+        top_k = _allowed_top_k(query, model)
+        images = await read_images(request, serving.settings)
+        started = time.monotonic()
+        deadline = serving.deadline(query.timeout_ms)
+        parameters = ("classify", model.fingerprint, top_k)
+        work = serving.cache.get(
+            images, parameters, lambda: _classify(serving, model, images, top_k, deadline)
+        )
+        classified, cached = await while_client_waits(request, deadline, work)
+        stages = Stages(0, 0, 0) if cached else classified.stages
+        if cached:
+            response.headers["Cache-Status"] = CACHE_HIT
+        else:
+            request.state.stages = stages
+        return Classification(
+            model=model.name,
+            version=model.manifest.version,
+            precision=model.precision,
+            engine=model.engine.name,
+            results=classified.results,
+            timing_ms=Timing(
+                decode=round(stages.decode_ms, 3),
+                queue=round(stages.queue_ms, 3),
+                inference=round(stages.inference_ms, 3),
+                total=round((time.monotonic() - started) * 1000, 3),
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class _Classified:
+    results: list[ImageResult]
+    stages: Stages
+
+    @property
+    def num_bytes(self) -> int:
+        return PREDICTION_BYTES * sum(len(result.predictions) for result in self.results)
+
+
+def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
+    """What was asked for; the default is cut to the number of classes."""
+    num_classes = model.manifest.num_classes
+    if "top_k" in query.model_fields_set and query.top_k > num_classes:
+        raise InvalidParameter(
+            "top_k",
+            f"top_k={query.top_k}: {model.name} has {num_classes} classes; allowed: 1 to {num_classes}.",
+        )
+    return min(query.top_k, num_classes)
+
+
+async def _classify(
+    serving: Serving, model: LoadedModel, images: list[bytes], top_k: int, deadline: float
+) -> _Classified:
+    ran = await serving.run_images(model, "classify", images, deadline)
+    results = [
+        ImageResult(
+            predictions=top_predictions(result.outputs["logits"], model.manifest.labels, top_k),
+            image=ImageInfo(format=photograph.format, width=photograph.width, height=photograph.height),
+        )
+        for photograph, result in zip(ran.images, ran.results, strict=True)
+    ]
+    return _Classified(results, ran.stages)

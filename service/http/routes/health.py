@@ -1,0 +1,28 @@
+"""GET /health/live and /health/ready, for whoever starts, stops and balances servers."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.errors import NotReady
+from service.http.problems import problem_responses
+from service.http.schemas import Status
+from service.http.waiting import serving_of
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+@router.get("/live", summary="Does the process answer?")
+async def live() -> Status:
+    return Status(status="live")
+
+
+@router.get("/ready", summary="Does it serve?", responses=problem_responses(NotReady))
+async def ready(request: Request) -> Status:
+    """Ready: the models are loaded and warmed, their golden checks pass, and it is not draining."""
+    serving = serving_of(request)
+    if serving.state != "ready":
+        # Only which graphs: anybody may ask, and the reason, in the log, may be an engine's own words.
+        broken = ": " + ", ".join(serving.broken) if serving.broken else ""
+        raise NotReady(f"The server is {serving.state}{broken}.")
+    return Status(status="ready")

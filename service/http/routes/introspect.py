@@ -1,0 +1,192 @@
+"""POST /introspect: one image in; what every residual block did comes out, as JSON, NPZ, PNG or ZIP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+
+from artifact.manifest import Manifest
+from artifact.preprocess import Row
+from introspection.attribution import LesionLogits
+from introspection.forms import FORMS, NPZ, PNG, WITH_PICTURES, ZIP, Form, shown, written
+from introspection.measure import NotFiniteError, Quantities, measure
+from introspection.pictures.parts import keep_on
+from introspection.question import Options, ParameterError, resolve
+from introspection.rows import Run, graph_kind, inputs, lesion_logits, num_lesion_rows
+from introspection.schemas import Introspection
+from service import errors
+from service.errors import DeadlineExceeded, InvalidParameter
+from service.http.body import read_image
+from service.http.negotiation import negotiate
+from service.http.problems import IMAGE_PROBLEMS, problem_responses
+from service.http.schemas import BINARY, IntrospectParameters, image_body
+from service.http.waiting import serving_of, while_client_waits
+from service.runtime.cache import CACHE_HIT
+from service.runtime.execution import Ran, graph_of
+from service.runtime.introspect import lesion_chunks
+from service.runtime.lifecycle import Serving
+from service.runtime.model import LoadedGraph, LoadedModel
+from service.telemetry.stages import Stages
+
+router = APIRouter(tags=["introspect"])
+
+
+RESPONSES = problem_responses(*IMAGE_PROBLEMS, errors.NotAcceptable) | {
+    200: {
+        "model": Introspection,
+        "description": "The answer, in the form that `Accept` asks for",
+        "content": {
+            NPZ: {"schema": BINARY | {"description": "arrays for `numpy.load`, and the JSON as `metadata`"}},
+            PNG: {
+                "schema": BINARY
+                | {"description": "a contact sheet: the blocks over the photograph; all maps of one block"}
+            },
+            ZIP: {"schema": BINARY | {"description": "JSON, NPZ, and all pictures as PNG"}},
+        },
+    }
+}
+
+
+@router.put(
+    "/introspect",
+    summary="Introspect an image (what `curl -T` sends)",
+    operation_id="introspect_put",
+    responses=RESPONSES,
+    openapi_extra=image_body(several=False),
+)
+@router.post(
+    "/introspect",
+    summary="What every residual block did",
+    operation_id="introspect",
+    responses=RESPONSES,
+    openapi_extra=image_body(several=False),
+)
+async def introspect(request: Request, query: Annotated[IntrospectParameters, Query()]) -> Response:
+    """Maps and scalars of every residual block for one image. PUT is the same call, for `curl -T cat.jpg`."""
+    serving = serving_of(request)
+    media_type = negotiate(request.headers.getlist("accept"))
+    form = FORMS[media_type]
+    with serving.lease(query.model) as model:
+        request.state.model = model.name
+        try:
+            options = shown(form, resolve(query, model.manifest), model.manifest)
+        except ParameterError as error:
+            raise InvalidParameter(error.parameter, error.detail, error.hint) from error
+        image = await read_image(request, serving.settings)
+        deadline = serving.deadline(query.timeout_ms)
+        asked = query.model_dump_json(exclude={"timeout_ms"})
+        parameters = ("introspect", model.fingerprint, asked, media_type)
+        work = serving.cache.get(
+            [image], parameters, lambda: _introspect(serving, model, image, options, form, deadline)
+        )
+        introspected, cached = await while_client_waits(request, deadline, work)
+    headers = {"Vary": "Accept"}
+    if cached:
+        headers["Cache-Status"] = CACHE_HIT
+    else:
+        request.state.stages = introspected.stages
+    return Response(introspected.body, media_type=media_type, headers=headers)
+
+
+@dataclass(frozen=True)
+class _Introspected:
+    body: bytes
+    stages: Stages
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.body)
+
+
+async def _introspect(
+    serving: Serving, model: LoadedModel, data: bytes, options: Options, form: Form, deadline: float
+) -> _Introspected:
+    started = time.monotonic()
+    if form in WITH_PICTURES:
+        serving.drawings.check_room()
+    if num_rows := num_lesion_rows(options):
+        serving.check_time(model, "introspect", num_rows, deadline)
+    graph = graph_of(model, graph_kind(model.manifest, options))
+    ran = await serving.run_images(
+        model,
+        graph.kind,
+        [data],
+        deadline,
+        inputs=inputs(graph.graph, options),
+        keep_original=form in WITH_PICTURES,
+    )
+    lesions, ran = await _without_blocks(serving, model, options, ran, deadline)
+    body = partial(_body, model.manifest, graph, options, ran, lesions, form, started)
+    if form not in WITH_PICTURES:
+        return _Introspected(await asyncio.to_thread(body), ran.stages)
+    try:
+        return _Introspected(await serving.drawings.draw(body, deadline), ran.stages)
+    except TimeoutError as error:
+        raise DeadlineExceeded("The request's deadline has passed.", serving.seconds_until_free()) from error
+
+
+async def _without_blocks(
+    serving: Serving, model: LoadedModel, options: Options, ran: Ran, deadline: float
+) -> tuple[LesionLogits | None, Ran]:
+    """What comes out without each block, where that was asked for; its time counts as the run's inference."""
+    started = time.monotonic()
+    logits = [
+        logits_K
+        for rows in lesion_chunks(model, ran.images[0].pixels, options)
+        for logits_K in await serving.run_logits(model, "introspect", rows, deadline)
+    ]
+    if not logits:
+        return None, ran
+    took_ms = (time.monotonic() - started) * 1000
+    before = ran.stages
+    stages = Stages(before.decode_ms, before.queue_ms, before.inference_ms + took_ms, before.batch_size)
+    return lesion_logits(options, logits), replace(ran, stages=stages)
+
+
+def _body(
+    manifest: Manifest,
+    graph: LoadedGraph,
+    options: Options,
+    ran: Ran,
+    lesions: LesionLogits | None,
+    form: Form,
+    started: float,
+    check: Callable[[], None] = keep_on,
+) -> bytes:
+    """What came out, in the form asked for."""
+    [image], [result] = ran.images, ran.results
+    quantities = measured(manifest, options, result.outputs, lesions)
+    timing_ms = {
+        "decode": ran.stages.decode_ms,
+        "queue": ran.stages.queue_ms,
+        "inference": ran.stages.inference_ms,
+        "total": (time.monotonic() - started) * 1000,
+    }
+    run = Run(graph.precision, graph.engine.name, timing_ms)
+    return written(form, quantities, manifest, options, image, run, check)
+
+
+def measured(
+    manifest: Manifest, options: Options, outputs: Row, lesions: LesionLogits | None = None
+) -> Quantities:
+    """`measure`, where gates that blow the activations up are the client's mistake.
+
+    Raises:
+        InvalidParameter: activations are not finite, and gates were given.
+        NotFiniteError: they are not, without gates.
+    """
+    try:
+        return measure(manifest, outputs, target=options.target.index, lesions=lesions)
+    except NotFiniteError as error:
+        if np.all(options.gates_L == 1):
+            raise
+        raise InvalidParameter(
+            "gates", "gates: with these, activations leave the range of numbers.", "Choose smaller ones."
+        ) from error

@@ -1,0 +1,24 @@
+"""GET /metrics, for Prometheus. It never needs a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
+
+from service.http.waiting import serving_of
+from service.telemetry.metrics import OPENMETRICS
+
+router = APIRouter(tags=["metrics"])
+
+
+@router.get(
+    "/metrics",
+    summary="What has been counted and measured, for Prometheus",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {OPENMETRICS: {}}}},
+)
+def metrics(request: Request) -> Response:
+    """The Prometheus text format, or OpenMetrics if Accept asks for it."""
+    # Not async, so in a thread: reading the files of many workers takes milliseconds.
+    body, content_type = serving_of(request).metrics.render(request.headers.get("accept", ""))
+    return Response(body, media_type=content_type)

@@ -1,0 +1,104 @@
+"""GET /models: what is loaded; POST /models/{name}/load and /unload, with an admin key (access.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from service.errors import Forbidden, LoadRefused, NotReady, RateLimited, Unauthorized, UnknownModel
+from service.http.problems import problem_responses
+from service.http.schemas import ModelDetail, ModelList, ModelSummary, RunningGraph
+from service.http.waiting import serving_of
+from service.runtime.model import LoadedGraph, LoadedModel
+from service.runtime.repository import Repository
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+LISTS = problem_responses(Unauthorized, RateLimited, NotReady)
+DESCRIBES = problem_responses(Unauthorized, UnknownModel, RateLimited, NotReady)
+CHANGES = problem_responses(Unauthorized, Forbidden, UnknownModel, LoadRefused, RateLimited, NotReady)
+
+
+@router.get("", summary="List the loaded models", responses=LISTS)
+async def list_models(request: Request) -> ModelList:
+    """The loaded models; the first one is the default."""
+    return _list(serving_of(request).models)
+
+
+@router.get("/{name}", summary="Describe a model", responses=DESCRIBES)
+async def describe_model(request: Request, name: str) -> ModelDetail:
+    """A loaded model, the milliseconds a batch takes here, and its manifest."""
+    return _detail(serving_of(request).models, name)
+
+
+@router.post(
+    "/{name}/load", summary="Load a model, or swap it for its artifact's new version", responses=CHANGES
+)
+async def load_model(request: Request, name: str) -> ModelList:
+    """What lies below --artifacts under that name is loaded, warmed and checked; then it takes the place of
+    the model of its name. No request fails meanwhile: those that have the old one finish with it. Answers
+    with what is loaded then."""
+    serving = serving_of(request)
+    await serving.load_model(name)
+    return _list(serving.models)
+
+
+@router.post("/{name}/unload", summary="Unload a model", responses=CHANGES)
+async def unload_model(request: Request, name: str) -> ModelList:
+    """It takes no new requests; those that have it finish. Answers with what is loaded then."""
+    serving = serving_of(request)
+    await serving.unload_model(name)
+    return _list(serving.models)
+
+
+def _list(models: Repository) -> ModelList:
+    return ModelList(models=[ModelSummary(**_summary(model, models.get(None))) for model in models])
+
+
+def _detail(models: Repository, name: str) -> ModelDetail:
+    model = models.get(name)
+    return ModelDetail(
+        **_summary(model, models.get(None)),
+        engine_version=model.engine.version,
+        threads=model.engine.threads,
+        graphs={kind: _running(graph) for kind, graph in model.graphs.items()},
+        batch_ms={kind: _rounded(graph.batcher.batch_ms) for kind, graph in model.graphs.items()},
+        manifest=model.manifest,
+    )
+
+
+def _running(graph: LoadedGraph) -> RunningGraph:
+    return RunningGraph(
+        precision=graph.precision,
+        engine=graph.engine.name,
+        engine_version=graph.engine.version,
+        device=graph.engine.device,
+        mode=graph.engine.mode,
+        threads=graph.engine.threads,
+        instances=graph.instances,
+        remembered=graph.remembered,
+        trials=graph.trials,
+    )
+
+
+def _summary(model: LoadedModel, default: LoadedModel) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "default": model is default,
+        "architecture": manifest.architecture,
+        "variant": manifest.variant,
+        "num_classes": manifest.num_classes,
+        "num_parameters": manifest.provenance.num_parameters,
+        "num_blocks": len(manifest.blocks),
+        "input_size": manifest.preprocessing.crop,
+        "precision": model.precision,
+        "engine": model.engine.name,
+        "device": model.engine.device,
+    }
+
+
+def _rounded(batch_ms: dict[int, float]) -> dict[int, float]:
+    return {size: round(ms, 3) for size, ms in batch_ms.items()}

@@ -1,0 +1,38 @@
+"""GET / and /static/...: the files of the page that shows what the blocks did. It is a client of the API."""
+
+from __future__ import annotations
+
+import mimetypes
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from starlette.staticfiles import StaticFiles
+
+router = APIRouter(include_in_schema=False)
+
+# No browser runs a module of another type, and some systems' own tables have one.
+mimetypes.add_type("text/javascript", ".js")
+
+FILES = StaticFiles(directory=Path(__file__).resolve().parents[2] / "static")
+
+
+@router.get("/")
+async def page(request: Request) -> Response:
+    return await _file("index.html", request)
+
+
+@router.get("/static/{path:path}")
+async def static(path: str, request: Request) -> Response:
+    """A route and no mount, so that it allows GET alone and has one name in the metrics."""
+    return await _file(path, request)
+
+
+async def _file(path: str, request: Request) -> Response:
+    """Files have no version in their names: a browser keeps them, and asks each time whether they changed.
+
+    Raises:
+        HTTPException: 404, there is no such file.
+    """
+    response = await FILES.get_response(path, request.scope)
+    response.headers["Cache-Control"] = "no-cache"
+    return response

@@ -1,0 +1,1 @@
+"""The server as processes: one or several, signals, sockets."""

@@ -1,0 +1,130 @@
+"""Run the server until a signal, then finish what was accepted: `serve(settings)`.
+
+Told to stop, a server goes on listening while accepted requests finish, and for GRACE_S at least: it says
+that it is not ready and refuses what is new, so that load balancers go elsewhere and no client is left
+without an answer. Then it lets nobody in, waits for those who have just come, and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable
+from threading import Timer
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.http.app import LAST_BATCH_S
+from service.http.middleware.draining import Accepted
+from service.http.protocol import protocol_for
+from service.process.listening import let_nobody_in
+from service.runtime.lifecycle import Serving
+from service.runtime.model import LoadedGraph
+from service.settings import Settings
+
+logger = logging.getLogger("residuum")
+
+# How long it goes on refusing when nothing is left to finish: longer than a busy client's pause between two
+# requests and than a round trip around the world; a load balancer that asks seldomer needs a pause of its own
+# before the signal.
+GRACE_S = 0.5
+# How long a connection may then be idle before it is closed: it may have been opened just now.
+IDLE_S = 0.5
+# What is left of the drain timeout when unfinished requests are given up, to answer them and end.
+ENDING_S = LAST_BATCH_S + 0.5
+# A drain timeout may be shorter than a process needs to end.
+SHORTEST_END_S = 1.0
+# Longer than load balancers keep a connection that they do not use (60 s): one that the server closes may be
+# taken for a request at that very moment, which is then lost.
+KEEP_ALIVE_S = 75
+TICK_S = 0.02
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our way to stop."""
+
+    def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol_for(settings),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+        )
+        self._serving: Serving = app.state.serving
+        self._accepted: Accepted = app.state.accepted
+        self._drain_timeout = settings.drain_timeout
+        self._listener = listener
+        self._told_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._told_at is not None:  # told twice: at once
+            os._exit(128 + sig)
+        self.drain()
+
+    def drain(self) -> None:
+        """Stop; told again, it takes no notice. For signal handlers, which the event loop's thread runs."""
+        if self._told_at is not None:
+            return
+        self._told_at = time.monotonic()
+        self.should_exit = True
+        # Whatever hangs, an engine or the event loop, the process ends in time.
+        last_resort = Timer(max(self._drain_timeout, SHORTEST_END_S), os._exit, [0])
+        last_resort.daemon = True
+        last_resort.start()
+        # Not here: the signal may have come while this thread holds a lock that it takes, such as a metric's.
+        asyncio.get_running_loop().call_soon_threadsafe(self._serving.drain)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._told_at is not None:
+            give_up_at = self._told_at + self._drain_timeout - min(ENDING_S, self._drain_timeout / 2)
+            close_at = give_up_at - min(IDLE_S, self._drain_timeout / 4)
+            grace_over_at = self._told_at + GRACE_S
+            await until(
+                lambda: time.monotonic() >= grace_over_at and not self._accepted.num_requests, close_at
+            )
+            await self.close_door(close_at)
+            idle_over_at = time.monotonic() + IDLE_S
+            await until(lambda: not self.server_state.connections, min(idle_over_at, give_up_at))
+            left_s = max(TICK_S, give_up_at - time.monotonic())
+            self.config.timeout_graceful_shutdown = left_s  # type: ignore[assignment]  # a float will do
+        await super().shutdown(sockets)
+
+    async def close_door(self, latest: float) -> None:
+        """Nobody new comes in after this, and after `latest`."""
+        let_nobody_in(self._listener)
+
+
+async def until(condition: Callable[[], bool], end: float = math.inf) -> None:
+    """Wait for it, at most until that time of `time.monotonic()`."""
+    while not condition() and time.monotonic() < end:
+        await asyncio.sleep(TICK_S)
+
+
+def describe_models(serving: Serving) -> str:
+    """`resnet18 1.0 (classify fp32, onnxruntime 1.31.1 on cpu, 2 threads; introspect ...)` of every model."""
+    return ", ".join(
+        f"{model.name} {model.manifest.version} ("
+        + "; ".join(f"{kind} {describe_graph(graph)}" for kind, graph in model.graphs.items())
+        + ")"
+        for model in serving.models
+    )
+
+
+def describe_graph(graph: LoadedGraph) -> str:
+    """`int8, openvino 2026.4.1 latency on cpu, 2 threads`."""
+    engine = graph.engine
+    mode = f" {engine.mode}" if engine.mode != engine.device else ""
+    threads = f", {engine.threads} threads" if engine.threads else ""
+    return f"{graph.precision}, {engine.name} {engine.version}{mode} on {engine.device}{threads}"

@@ -1,0 +1,1 @@
+"""Loaded models and what runs images through them."""

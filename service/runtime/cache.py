@@ -1,0 +1,127 @@
+"""Answers that were given before, by what was asked: SHA-256 of the images, model, version and parameters.
+
+The whole hash is compared, so two images never share an answer. Requests for an answer that is being made
+wait for it instead of making it again. It knows no HTTP and no images: an answer is any object with a size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Generic, Protocol, TypeVar
+
+from cachetools import LRUCache
+
+from service.errors import Unavailable
+from service.telemetry.metrics import Metrics
+
+
+class Answer(Protocol):
+    """Something that can be kept."""
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=Answer)
+
+CACHE_HIT = "residuum; hit"  # the value of Cache-Status (RFC 9211)
+ENTRY_BYTES = 512  # what an entry takes beside its answer, about
+INLINE_BYTES = 2**20  # more are hashed on another thread: a megabyte takes the event loop a millisecond
+
+
+def digest(images: Sequence[bytes]) -> bytes:
+    """Of all images, in order; their lengths count, so that no two lists of images are alike."""
+    parts = (sha256(image).digest() for image in images)
+    return sha256(b"".join(parts)).digest()
+
+
+class AnswerCache:
+    """The answers used last, `max_bytes` of them; with 0 nothing is kept, and nothing shared."""
+
+    def __init__(self, max_bytes: int, metrics: Metrics) -> None:
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._kept: LRUCache[Hashable, Any] = LRUCache(max_bytes, _size)
+        self._making: dict[Hashable, _Making[Any]] = {}
+
+    async def get(
+        self, images: Sequence[bytes], parameters: Hashable, make: Callable[[], Coroutine[Any, Any, T]]
+    ) -> tuple[T, bool]:
+        """The answer for these images and parameters, and whether it was there or being made already.
+
+        Args:
+            parameters: all that the answer depends on beside the images, the kind of answer too.
+
+        Raises:
+            what `make` raises; that is never kept.
+        """
+        if not self._max_bytes:
+            return await make(), False
+        key = (await _digest(images), parameters)
+        while True:
+            if (answer := self._kept.get(key)) is not None:
+                self._metrics.cache(hit=True)
+                return answer, True
+            making = self._making.get(key)
+            if making is None or making.task.done():
+                self._metrics.cache(hit=False)
+                making = self._making[key] = _Making(asyncio.create_task(self._make(key, make)))
+                making.task.add_done_callback(_mark_seen)
+                return await self._wait(key, making), False
+            try:
+                answer = await self._wait(key, making)
+            except Unavailable:  # refused for the other request's deadline, or for its place in the queue
+                continue
+            self._metrics.cache(hit=True)
+            return answer, True
+
+    def clear(self) -> None:
+        """Forget all answers, and do not keep those that are being made: an engine may have been wrong."""
+        self._kept.clear()
+        self._making.clear()
+
+    async def _make(self, key: Hashable, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        answer = await make()
+        making = self._making.get(key)
+        if making is not None and making.task is asyncio.current_task() and _size(answer) <= self._max_bytes:
+            self._kept[key] = answer
+        return answer
+
+    async def _wait(self, key: Hashable, making: _Making[T]) -> T:
+        """What it comes to; the last one who leaves cancels it, and then nobody joins it any more."""
+        making.num_waiting += 1
+        try:
+            return await asyncio.shield(making.task)
+        finally:
+            making.num_waiting -= 1
+            if not making.num_waiting:
+                making.task.cancel()
+                if self._making.get(key) is making:
+                    del self._making[key]
+
+
+@dataclass(eq=False)
+class _Making(Generic[T]):
+    """An answer that is being made, and how many wait for it."""
+
+    task: asyncio.Task[T]
+    num_waiting: int = 0
+
+
+def _mark_seen(task: asyncio.Task[Any]) -> None:
+    """An error of which all who waited have left is no news: asyncio would log it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _size(answer: Answer) -> int:
+    return answer.num_bytes + ENTRY_BYTES
+
+
+async def _digest(images: Sequence[bytes]) -> bytes:
+    if sum(map(len, images)) > INLINE_BYTES:
+        return await asyncio.to_thread(digest, images)
+    return digest(images)

@@ -1,0 +1,85 @@
+"""Image files -> preprocessed images, on threads of their own: engine and event loop never wait for it.
+
+Pillow and numpy release the interpreter's lock while they decode and resize, so threads are enough. How many
+images may wait is not decided here: whoever brings some has been admitted to a graph's queue before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from artifact.manifest import Preprocessing
+from artifact.preprocess import ImageError, Limits, Preprocessed, preprocess
+from service.errors import BadImage, TooManyBytes
+from service.telemetry.metrics import Metrics
+
+SMOOTHING = 0.2  # weight of the newest measurement in the seconds an image takes
+
+
+class DecodePool:
+    """`num_threads` threads that preprocess."""
+
+    def __init__(self, num_threads: int, limits: Limits, metrics: Metrics) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._num_threads = num_threads
+        self._limits = limits
+        self._metrics = metrics
+        self._pending = 0  # images that wait for a thread or have one
+        self._image_s = 0.01
+
+    def seconds_for(self, num_images: int) -> float:
+        """When so many more should be done, after those that are pending."""
+        return (self._pending + num_images) * self._image_s / self._num_threads
+
+    async def preprocess(
+        self, images: Sequence[bytes], spec: Preprocessing, keep_original: bool = False
+    ) -> list[Preprocessed]:
+        """Every image, in order.
+
+        Raises:
+            BadImage, TooManyBytes: of the first bad one, with its index.
+        """
+        self._count(len(images))
+        try:
+            loop = asyncio.get_running_loop()
+            work = [
+                loop.run_in_executor(self._threads, self._preprocess, data, spec, keep_original)
+                for data in images
+            ]
+            results = await asyncio.gather(*work, return_exceptions=True)
+        finally:
+            self._count(-len(images))
+        return [_checked(result, index, len(images)) for index, result in enumerate(results)]
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, num_more: int) -> None:
+        self._pending += num_more
+        self._metrics.decoding(self._pending)
+
+    def _preprocess(self, data: bytes, spec: Preprocessing, keep_original: bool) -> Preprocessed:
+        started = time.monotonic()
+        try:
+            return preprocess(data, spec, self._limits, keep_original)
+        finally:
+            seconds = time.monotonic() - started
+            self._image_s += SMOOTHING * (seconds - self._image_s)
+            self._metrics.decoded(seconds)
+
+
+def _checked(result: Preprocessed | BaseException, index: int, num_images: int) -> Preprocessed:
+    """The image, or its ImageError as a problem; of several images it says which one."""
+    if isinstance(result, ImageError):
+        members: dict[str, Any] = {"image_index": index} if num_images > 1 else {}
+        detail = f"Image {index}: {result.detail}" if num_images > 1 else result.detail
+        if result.code == TooManyBytes.code:
+            raise TooManyBytes(detail, result.hint, **members) from result
+        raise BadImage(result.code, detail, result.hint, **members) from result
+    if isinstance(result, BaseException):
+        raise result
+    return result

@@ -1,0 +1,26 @@
+"""Logits become predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from artifact.manifest import Label
+from artifact.postprocess import softmax, top_predictions
+
+LABELS = [Label(label=f"class {index}", wnid=f"n{index}" if index else None) for index in range(4)]
+
+
+def test_softmax_is_float64_and_does_not_overflow() -> None:
+    probabilities = softmax(np.array([1e4, 1e4, -1e4], np.float32))
+    assert probabilities.dtype == np.float64
+    assert probabilities.tolist() == [0.5, 0.5, 0.0]
+
+
+def test_best_first_and_of_equal_ones_the_lower_index() -> None:
+    predictions = top_predictions(np.array([1, 3, 0, 3], np.float32), LABELS, 3)
+    assert [prediction.index for prediction in predictions] == [1, 3, 0]
+    assert predictions[2].label == "class 0"
+    assert predictions[2].wnid is None
+    assert predictions[0].logit == 3
+    assert predictions[0].probability == pytest.approx(np.e**3 / (np.e + 2 * np.e**3 + 1))

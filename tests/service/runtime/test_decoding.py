@@ -1,0 +1,104 @@
+"""Images are decoded on the pool, in order; the first bad one is named; what is pending is known."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from artifact.manifest import Preprocessing
+from artifact.preprocess import Limits
+from service.errors import BadImage, TooManyBytes
+from service.runtime.decoding import DecodePool
+from service.telemetry.metrics import Metrics
+
+SPEC = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def png(shade: int, size: tuple[int, int] = (20, 10)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (shade, shade, shade)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    made = DecodePool(2, Limits(max_bytes=2_000, max_pixels=1_000), Metrics())
+    yield made
+    made.close()
+
+
+def test_in_order(pool: DecodePool) -> None:
+    done = asyncio.run(pool.preprocess([png(1), png(2), png(3)], SPEC))
+    assert [int(image.pixels[0, 0, 0]) for image in done] == [1, 2, 3]
+    assert (done[0].format, done[0].width, done[0].height) == ("png", 20, 10)
+    assert done[0].original is None
+
+
+def test_the_original_is_kept_when_asked_for(pool: DecodePool) -> None:
+    [image] = asyncio.run(pool.preprocess([png(1)], SPEC, keep_original=True))
+    assert image.original is not None
+    assert image.original.size == (20, 10)
+
+
+def test_of_several_the_bad_one_is_named(pool: DecodePool) -> None:
+    with pytest.raises(BadImage, match=r"^Image 1: ") as refused:
+        asyncio.run(pool.preprocess([png(1), b"no image", b""], SPEC))
+    assert refused.value.members == {"image_index": 1}
+    assert refused.value.code == "unsupported_image"
+
+
+def test_a_single_one_needs_no_name(pool: DecodePool) -> None:
+    with pytest.raises(BadImage) as refused:
+        asyncio.run(pool.preprocess([png(1, (100, 100))], SPEC))
+    assert refused.value.code == "too_many_pixels"
+    assert refused.value.members == {}
+    assert "Image 0" not in refused.value.detail
+
+
+def test_too_many_bytes_is_413(pool: DecodePool) -> None:
+    with pytest.raises(TooManyBytes):
+        asyncio.run(pool.preprocess([b"x" * 2_001], SPEC))
+
+
+def test_what_is_pending_counts_in_the_estimate_and_in_the_gauge() -> None:
+    metrics = Metrics()
+    pool = DecodePool(2, Limits(), metrics)
+
+    def decoding() -> float:
+        return next(
+            float(line.split()[1])
+            for line in metrics.render()[0].decode().splitlines()
+            if line.startswith("residuum_decoding_images ")
+        )
+
+    async def fill() -> None:
+        alone = pool.seconds_for(1)
+        work = asyncio.create_task(pool.preprocess([png(1)] * 3, SPEC))
+        await asyncio.sleep(0)  # it has begun
+        assert pool.seconds_for(1) > alone
+        assert decoding() == 3
+        await work
+        assert decoding() == 0
+
+    asyncio.run(fill())
+    pool.close()
+
+
+def test_what_is_cancelled_no_longer_counts() -> None:
+    pool = DecodePool(1, Limits(), Metrics())
+
+    async def leave() -> None:
+        alone = pool.seconds_for(1)
+        work = asyncio.create_task(pool.preprocess([png(1)] * 50, SPEC))
+        await asyncio.sleep(0)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert pool.seconds_for(1) < 50 * alone
+
+    asyncio.run(leave())
+    pool.close()
