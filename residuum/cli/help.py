@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 from rich_argparse import RichHelpFormatter
 
-from residuum.cli.parser import capitalized
+from residuum.cli.output import capitalized
 
 
 class HelpFormatter(RichHelpFormatter):

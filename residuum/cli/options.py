@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from residuum.cli.errors import CommandError
-from residuum.cli.parser import capitalized
+from residuum.cli.output import capitalized
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

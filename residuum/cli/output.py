@@ -52,3 +52,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
             progress.update(tasks[name], completed=done, total=total)
 
         yield tell
+
+
+def capitalized(heading: str) -> str:
+    return heading[:1].upper() + heading[1:]

@@ -65,7 +65,3 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     """Return `; did you mean X?` for the known word that is nearest, and nothing where none is near."""
     near = get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def capitalized(heading: str) -> str:
-    return heading[:1].upper() + heading[1:]
