@@ -318,7 +318,8 @@ def test_an_engine_whose_import_fails_is_unavailable(monkeypatch: pytest.MonkeyP
 
 def test_engines_are_imported_only_when_asked_for() -> None:
     code = (
-        "import sys, service.http.app; from engines.engine import EngineOptions, modes;"
+        "import sys, service.http.app; from engines.engine import EngineOptions;"
+        "from engines.registry import modes;"
         "modes('torch', 'fp32', EngineOptions('cpu'));"
         "print(sorted({'onnxruntime', 'openvino', 'torch'} & set(sys.modules)))"
     )

@@ -23,7 +23,7 @@ from artifact.manifest import Precision
 from engines.engine import Engine, EngineError, EngineInfo, EngineName, EngineOptions
 from engines.registry import open_engine
 from service.process.serve import serve
-from service.runtime import loading
+from service.runtime import opening
 from service.settings import load_settings
 from tests.service.telemetry.test_metrics import read, value
 from tests.support.images import encode, photograph
@@ -94,8 +94,8 @@ def test_a_full_disk_keeps_nobody_from_being_served(
 # The clock
 
 WALL_CLOCK = {
-    "metrics.py: time.time_ns",  # the protocol wants to know when the last inference was
-    "spans.py: time.time_ns",  # when a trace began, which another machine's spans must fit to
+    "telemetry/metrics.py: time.time_ns",  # the protocol wants to know when the last inference was
+    "telemetry/spans.py: time.time_ns",  # when a trace began, which another machine's spans must fit to
 }
 READS_IT = {
     *(f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime", "gmtime", "asctime")),
@@ -190,7 +190,7 @@ def serve_unreliably() -> None:
     def opened(name: EngineName, graph: Path, precision: Precision, options: EngineOptions) -> Engine:
         return Unreliable(open_engine(name, graph, precision, options))
 
-    loading.open_engine = opened
+    opening.open_engine = opened
     serve(load_settings())
 
 

@@ -16,7 +16,7 @@ from artifact.manifest import Precision, read_manifest
 from artifact.preprocess import preprocess
 from engines.engine import Engine, EngineError, EngineInfo, EngineName, EngineOptions
 from engines.registry import open_engine
-from service.runtime import loading
+from service.runtime import opening
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -125,6 +125,6 @@ class Workshop:
 @contextmanager
 def engines_from_a_workshop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
     made = Workshop()
-    monkeypatch.setattr(loading, "open_engine", made.open_engine)
+    monkeypatch.setattr(opening, "open_engine", made.open_engine)
     yield made
     made.may_open.set()

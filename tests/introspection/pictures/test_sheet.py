@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifact.manifest import Label, Manifest
+from introspection import scales
 from introspection.forms import Form, shown, to_zip
 from introspection.measure import Quantities, measure
-from introspection.pictures import parts
 from introspection.pictures.block import UNUSUAL, _draw_row, _Row, block_picture
 from introspection.pictures.colormaps import colorize
 from introspection.pictures.comparison import Subject, compared_maps, comparison_picture
@@ -153,7 +153,7 @@ def test_a_range_is_found_once_for_each_stage(case: Measured, monkeypatch: pytes
         found.append((given[2], given[4]))
         return map_range(*given)
 
-    monkeypatch.setattr(parts, "map_range", noted)
+    monkeypatch.setattr(scales, "map_range", noted)
     sheet(case, quantities="share,residual")
     assert [quantity for quantity, _ in found] == ["residual", "share"]
     found.clear()

@@ -13,7 +13,7 @@ from tests.support.live import ROOT
 # The first block teaches glibc that such sizes come and go; the second lies in its heap then, below others.
 PROGRAM = """
 from benchmarks.soak_batches import resident_mib
-from service import allocator
+from service.process import allocator
 {call}
 block = bytearray(24 * 2**20); del block
 block = bytearray(20 * 2**20)

@@ -453,11 +453,11 @@ def test_a_port_in_use_is_a_clear_error(server: LiveServer) -> None:
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     code = (
-        "from service.process.server import serve; from service.settings import load_settings\n"
+        "from service.process.serve import serve; from service.settings import load_settings\n"
         f"serve(load_settings(port=0, model=['nix'], artifacts={str(tmp_path)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "service.runtime.model.LoadError: --model nix: there is no artifact"
+        "service.runtime.opening.LoadError: --model nix: there is no artifact"
     )

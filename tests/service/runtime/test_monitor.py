@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from artifact.manifest import read_manifest
 from artifact.preprocess import preprocess
 from engines.engine import EngineError, EngineOptions
 from engines.registry import open_engine
@@ -22,7 +23,6 @@ from service.batching.batcher import Batcher
 from service.batching.scheduler import Job, Scheduler
 from service.batching.types import Paused
 from service.http.app import create_app
-from service.runtime import loading
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedGraph
 from service.settings import Settings
@@ -88,7 +88,7 @@ async def running(artifact: Path, **settings: Any) -> AsyncIterator[Running]:
 @pytest.fixture(scope="module")
 def expected(artifact: Path) -> NDArray[Any]:
     """The logits of IMAGE."""
-    manifest = loading.read_manifest(artifact)
+    manifest = read_manifest(artifact)
     graph = manifest.graph("classify")
     assert graph is not None
     engine = open_engine("onnxruntime", artifact / graph.file, "fp32", EngineOptions("cpu", threads=1))
@@ -309,7 +309,7 @@ def test_other_graphs_serve_on_meanwhile(
             workshop.now()[0].fault = sticky
             assert code_of(await server.classify()) == "engine_failed"
             await server.until_state("unhealthy")
-            other = loading.read_manifest(embedded).name
+            other = read_manifest(embedded).name
             assert (await server.classify(model=other)).status_code == 200
             assert (await server.classify("/introspect", maps="none")).status_code == 200
             # They are also checked on.

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from artifact.manifest import ManifestError, read_manifest, sha256_of
-from artifact.store import find_artifact
+from artifact.store import ArtifactNotFound, find_artifact
 from engines.engine import Engine
 from engines.onnxruntime import OnnxRuntimeEngine
 from service.errors import LoadRefused, NotReady, UnknownModel
@@ -154,7 +154,7 @@ def test_two_of_one_name_are_refused(artifact: Path, copy: Path, settings: Setti
 
 
 def test_an_unknown_artifact_is_refused_with_what_there_is(copy: Path) -> None:
-    with pytest.raises(LoadError, match=r"--model nix: .* there is: embedded, copy"):
+    with pytest.raises(ArtifactNotFound, match=r"--model nix: .* there is: embedded, copy"):
         find_artifact("nix", copy.parent)
 
 

@@ -34,6 +34,7 @@ from service.batching.types import Run, Runner
 from service.errors import InvalidParameter, NotAcceptable
 from service.http.negotiation import negotiate
 from service.http.routes.introspect import measured
+from service.http.schemas import IntrospectParameters
 from service.runtime.drawing import DrawingPool
 from tests.service.runtime.test_monitor import Running, running
 from tests.support.images import encode, photograph
@@ -445,7 +446,7 @@ def test_the_documentation_names_every_form_and_parameter(client: httpx.Client) 
     operation = client.get("/openapi.json").json()["paths"]["/introspect"]["post"]
     assert set(operation["responses"]["200"]["content"]) == {JSON, NPZ, PNG, ZIP}
     documented = {parameter["name"] for parameter in operation["parameters"]}
-    assert documented == set(IntrospectQuery.model_fields)
+    assert documented == set(IntrospectParameters.model_fields)
     assert all("description" in parameter for parameter in operation["parameters"])
 
 
