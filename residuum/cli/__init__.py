@@ -1,1 +1,1 @@
-"""The command line of Residuum: `main.py` has the table of commands, `commands/` one module a command."""
+"""The command line of Residuum: `main.py` finds the commands, `commands/` has one module a command."""

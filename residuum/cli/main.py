@@ -1,7 +1,8 @@
-"""The command line: the table of commands, and what becomes of their errors.
+"""The command line: its commands, and what becomes of their errors.
 
-Only the module of the command that is named is imported, and each command imports what it needs when it runs:
-`residuum --help` is quick, and `residuum serve` never loads torch.
+A command is a module of `residuum.cli.commands`. Only the module of the command that is named is imported,
+and each command imports what it needs when it runs: `residuum --help` is quick, and `residuum serve` never
+loads torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 import residuum
@@ -25,31 +27,26 @@ EXAMPLES = """\
   residuum serve --model resnet50        # http://127.0.0.1:8000
   residuum introspect photograph.jpg     # what every residual block did
   residuum COMMAND --help                # more about a command"""
-# Name: what the command does, and the module with its `add_arguments(parser)` and `run(args)`.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "serve": ("answer over HTTP", "residuum.cli.commands.serve"),
-    "classify": ("label images, without a server", "residuum.cli.commands.classify"),
-    "introspect": ("show what every residual block did to an image", "residuum.cli.commands.introspect"),
-    "compare": (
-        "show what every residual block did to two images, on one scale",
-        "residuum.cli.commands.compare",
-    ),
-    "models": ("list the models that can be served", "residuum.cli.commands.models"),
-    "pull": ("turn published weights, or a file of weights, into an artifact", "residuum.cli.commands.pull"),
-    "train": ("train a recipe on a data set", "residuum.cli.commands.train"),
-    "export": ("turn a checkpoint, or other weights, into an artifact", "residuum.cli.commands.export"),
-    "bench": ("measure a model's graphs on this machine", "residuum.cli.commands.bench"),
-}
+COMMANDS = Path(__file__).with_name("commands")
 
 
 class Command(Protocol):
-    """A module below `residuum.cli.commands`."""
+    """A module of `residuum.cli.commands`; its first line says what the command does."""
 
     EXAMPLES: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
+
+
+def command_summaries() -> dict[str, str]:
+    """Return what each command does, by its name: the first line of its module, which is not imported."""
+    summaries = {}
+    for file in sorted(COMMANDS.glob("[!_]*.py")):
+        with file.open(encoding="utf-8") as module:
+            _, _, summaries[file.stem] = module.readline().strip('"\n.').partition(": ")
+    return summaries
 
 
 def make_parser(*loaded: str) -> Parser:
@@ -62,11 +59,11 @@ def make_parser(*loaded: str) -> Parser:
     parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("--print-completion", choices=SHELLS, help="print a script that completes commands")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, (summary, module) in COMMANDS.items():
+    for name, summary in command_summaries().items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         command.set_defaults(parser=command)
         if name in loaded:
-            loaded_command: Command = import_module(module)
+            loaded_command: Command = import_module(f"residuum.cli.commands.{name}")
             command.epilog = f"examples:\n{loaded_command.EXAMPLES}"
             loaded_command.add_arguments(command)
             command.complete_files()
@@ -121,4 +118,4 @@ def print_completion(shell: str) -> None:
     """Print the script that makes a shell complete commands, options, choices and files."""
     import shtab
 
-    print(shtab.complete(make_parser(*COMMANDS), shell))
+    print(shtab.complete(make_parser(*command_summaries()), shell))
