@@ -1,9 +1,9 @@
-"""The server as one list: `create_app(settings)` puts together what a request passes. running.py runs it."""
+"""The application: `create_app(settings)` lists what a request passes. It knows no processes and sockets."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
@@ -22,7 +22,7 @@ from service.http.middleware.shedding import Shedding
 from service.http.middleware.unexpected import HeadAsGet, UnexpectedErrors
 from service.http.problems import add_error_handlers
 from service.http.routes import classify, health, introspect, metrics, models, oip, page
-from service.runtime.lifecycle import Fleet, Serving
+from service.runtime.lifecycle import Serving
 from service.settings import Settings, load_settings
 from service.telemetry.tracing import make_tracer
 
@@ -33,20 +33,15 @@ added. Every error is `application/problem+json` with a `code`.
 LAST_BATCH_S = 1.0  # how long the batch that runs when draining is over may still take
 
 
-def create_app(
-    settings: Settings | None = None,
-    when_loaded: Callable[[Serving], None] = lambda _: None,
-    fleet: Fleet | None = None,
-    listen_when_ready: bool = False,
-) -> FastAPI:
-    """The ASGI application; without `settings` the environment decides.
+def create_app(settings: Settings | None = None, serving: Serving | None = None) -> FastAPI:
+    """Return the ASGI application. `settings` default to the environment's.
 
     Args:
-        when_loaded, fleet: as of Serving.
-        listen_when_ready: start only when the models are loaded; else at once, to say that they are not.
+        serving: what the application serves; by default a `Serving` of its own. The application loads it
+            when it starts, and closes it when it ends.
     """
     settings = settings or load_settings()
-    serving = Serving(settings, when_loaded, fleet)
+    serving = serving or Serving(settings)
     accepted = Accepted()
     tracer = make_tracer(settings.otlp_endpoint)
     app = FastAPIOffline(
@@ -73,7 +68,6 @@ def create_app(
     )
     app.state.serving = serving
     app.state.accepted = accepted
-    app.state.listen_when_ready = listen_when_ready
     app.state.tracer = tracer
     for routes in (classify, introspect, models, oip, health, metrics, page):
         app.include_router(routes.router)
@@ -83,11 +77,9 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load, usually while already answering that it is not ready; at the end close what was loaded."""
+    """Load the models in the background, while requests are answered with 503; close them at the end."""
     serving: Serving = app.state.serving
     loading = asyncio.create_task(serving.load())
-    if app.state.listen_when_ready:
-        await loading
     yield
     serving.drain()
     await loading

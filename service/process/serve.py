@@ -42,7 +42,7 @@ def serve_alone(settings: Settings, listener: socket.socket) -> None:
         elif serving.state == "ready":
             logger.info("Ready: %s at %s", describe_models(serving), url)
 
-    app = create_app(settings, when_loaded)
+    app = create_app(settings, Serving(settings, when_loaded))
     server = Server(app, settings, listener)
     server.run([listener])
     if app.state.serving.failure:

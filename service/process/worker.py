@@ -21,7 +21,7 @@ from service.http.app import create_app
 from service.process import allocator
 from service.process.entrance import Counts, Entrance
 from service.process.fleet import Fleet, line
-from service.process.server import SHORTEST_END_S, Server, describe_models
+from service.process.server import SHORTEST_END_S, Server, describe_models, until
 from service.runtime.lifecycle import Serving
 from service.settings import Settings
 from service.telemetry import logs
@@ -60,11 +60,12 @@ def work(
             fleet.say("ready", models=describe_models(serving))
 
     try:
-        app = create_app(settings, when_loaded, fleet, listen_when_ready=others_serve)
+        app = create_app(settings, Serving(settings, when_loaded, fleet))
     except SettingsError as error:
         connection.sendall(line("failed", error="SettingsError", why=str(error)))
         return
     server = _Server(app, settings, listener, fleet, counts, number)
+    server.listen_when_ready = others_serve
     server.run([listener])
 
 
@@ -85,6 +86,7 @@ class _Server(Server):
         self._counts = counts
         self._number = number
         self._entrance: Entrance
+        self.listen_when_ready = False  # else at once, to answer that it is not ready
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         async with self._fleet:
@@ -92,6 +94,8 @@ class _Server(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
+        if self.listen_when_ready:
+            await until(lambda: self._serving.state != "loading")
         if self.started:
             self._entrance = Entrance(
                 self._listener,

@@ -115,7 +115,7 @@ def a_server(artifact: Path, **settings: object) -> Iterator[Here]:
     made = Settings.model_validate(usual | settings)
     loaded = threading.Event()
     with pytest.MonkeyPatch.context() as patch, engines_from_a_workshop(patch) as workshop:
-        app = create_app(made, lambda _: loaded.set())
+        app = create_app(made, Serving(made, lambda _: loaded.set()))
         config = uvicorn.Config(app, http=protocol_for(made), ws="none", lifespan="on", log_config=None)
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as listener:
