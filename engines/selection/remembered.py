@@ -1,7 +1,8 @@
-"""Which engine won, kept beside the artifact for the next start: a JSON file, read and written without fuss.
+"""Trials of earlier starts, stored in the JSON file `engines.json` of the artifact's cache.
 
-It holds a few entries, newest last, each under a key: everything that could change the outcome. A file that
-cannot be read says nothing, and one that cannot be written is left.
+The file holds a few entries, the newest last. An entry's key is everything that could change the outcome. A
+file that cannot be read, or that another version wrote in another form, counts as empty. A file that cannot
+be written is no error.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from tempfile import mkstemp
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from artifact.manifest import Manifest
 from engines.machine import cpu_features, cpu_name, gpu_name, num_cores
 from engines.registry import ENGINE_NAMES, installed_version
-from engines.selection.trial import EngineTrial
-from engines.settings import EngineSettings
+from engines.selection.candidates import cpu_threads
+from engines.selection.source import S, Source
+from engines.selection.trial import Candidate, EngineTrial
 
 logger = logging.getLogger("residuum")
 
-KEPT = 16  # entries: two graphs, and some ways of starting the server
+FILE = "engines.json"
+MAX_ENTRIES = 16  # an artifact's graphs under several settings
 
 
 class Key(BaseModel):
-    """The machine, the software, the artifact and what was asked for."""
+    """The machine, the software, the artifact, the settings and the candidates."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,40 +45,30 @@ class Key(BaseModel):
     candidates: tuple[str, ...]
 
 
-class _Entry(BaseModel):
+class Entry(BaseModel):
+    """The trials that were measured under a key."""
+
     key: Key
     trials: tuple[EngineTrial, ...]
 
 
-class _File(BaseModel):
-    entries: tuple[_Entry, ...] = ()
+class Entries(BaseModel):
+    """The whole file."""
+
+    entries: tuple[Entry, ...] = ()
 
 
-def trials_key(manifest: Manifest, settings: EngineSettings, threads: int, candidates: Sequence[str]) -> Key:
-    return Key(
-        cpu=cpu_name(),
-        cpu_features=cpu_features(),
-        cores=num_cores(),
-        gpu=gpu_name(),
-        tensorrt=_tensorrt_version(),
-        engines={name: installed_version(name) for name in ENGINE_NAMES},
-        artifact=(manifest.name, manifest.version, *(graph.sha256 for graph in manifest.graphs)),
-        max_batch_size=settings.max_batch_size,
-        threads=threads,
-        instances=settings.instances,
-        candidates=tuple(candidates),
-    )
+def find_trials(source: Source[S], candidates: Sequence[Candidate]) -> tuple[EngineTrial, ...] | None:
+    """Return what was measured under exactly this key, or None."""
+    key = _key(source, candidates)
+    return next((entry.trials for entry in _read(source.cache / FILE).entries if entry.key == key), None)
 
 
-def find_trials(file: Path, key: Key) -> tuple[EngineTrial, ...] | None:
-    """What was measured under that very key, or None."""
-    return next((entry.trials for entry in _read(file).entries if entry.key == key), None)
-
-
-def keep_trials(file: Path, key: Key, trials: tuple[EngineTrial, ...]) -> None:
-    """Put an entry into the file, in place of an older one of the same key; all or nothing."""
+def keep_trials(source: Source[S], candidates: Sequence[Candidate], trials: tuple[EngineTrial, ...]) -> None:
+    """Store an entry in place of an older one of the same key, atomically."""
+    file, key = source.cache / FILE, _key(source, candidates)
     others = [entry for entry in _read(file).entries if entry.key != key]
-    entries = _File(entries=(*others, _Entry(key=key, trials=trials))[-KEPT:])
+    entries = Entries(entries=(*others, Entry(key=key, trials=trials))[-MAX_ENTRIES:])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = mkstemp(dir=file.parent)
@@ -88,7 +80,24 @@ def keep_trials(file: Path, key: Key, trials: tuple[EngineTrial, ...]) -> None:
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
-        logger.info("The choice of engines is not kept: %s", error)
+        logger.info("The choice of engines is not stored: %s", error)
+
+
+def _key(source: Source[S], candidates: Sequence[Candidate]) -> Key:
+    manifest, settings = source.manifest, source.settings
+    return Key(
+        cpu=cpu_name(),
+        cpu_features=cpu_features(),
+        cores=num_cores(),
+        gpu=gpu_name(),
+        tensorrt=_tensorrt_version(),
+        engines={name: installed_version(name) for name in ENGINE_NAMES},
+        artifact=(manifest.name, manifest.version, *(graph.sha256 for graph in manifest.graphs)),
+        max_batch_size=settings.max_batch_size,
+        threads=cpu_threads(settings),
+        instances=settings.instances,
+        candidates=tuple(f"{source.kind}: {candidate}" for candidate in candidates),
+    )
 
 
 def _tensorrt_version() -> int | None:
@@ -96,13 +105,13 @@ def _tensorrt_version() -> int | None:
         return None
     try:
         from engines.tensorrt import load_libraries
-    except Exception:  # which is not installed, or does not start
+    except Exception:  # ONNX Runtime, which it imports, is not installed or does not start
         return None
     return load_libraries()
 
 
-def _read(file: Path) -> _File:
+def _read(file: Path) -> Entries:
     try:
-        return _File.model_validate_json(file.read_bytes())
+        return Entries.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
-        return _File()
+        return Entries()

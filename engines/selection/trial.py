@@ -1,7 +1,7 @@
-"""Trying one way to run a graph: open it, check it against the golden logits, time it, close it again.
+"""Try one way to run a graph: open it, check it against the golden logits, time it, close it again.
 
-What is timed: one image alone, on all threads; and an image at load, when every instance is busy with a batch
-of the largest size, for each number of instances. It knows no settings, and not who wins.
+Two things are timed: a single image on all threads, and, for each number of instances, an image while every
+instance runs a batch of the largest size. This module knows no settings, and not how the winner is chosen.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifact.manifest import Graph, Manifest
-from artifact.preprocess import Row
+from artifact.manifest import Graph
 from engines.engine import Device, EngineError, EngineName, EngineOptions
 from engines.golden import WrongAnswer, check_golden, golden_batch
 from engines.registry import installed_version, open_engine
+from engines.selection.source import S, Source
+
+logger = logging.getLogger("residuum")
+
+TIMED_S = 0.1  # duration of each measurement; at least one run
+SLOW_S = 1.0  # a first run on the CPU that takes longer is already the measurement
+CLOSE = 1.05  # numbers of instances within this factor of the best count as equally good
+
+Outputs = dict[str, NDArray[Any]]
 
 
 class EngineTrial(BaseModel):
@@ -53,18 +60,9 @@ class EngineTrial(BaseModel):
     chosen: bool = False
 
 
-logger = logging.getLogger("residuum")
-
-TIMED_S = 0.1  # for each measurement; at least one run
-SLOW_S = 1.0  # a first run on the CPU that takes longer is the measurement
-CLOSE = 1.05  # numbers of instances that take at most so much longer than the best are as good
-
-Outputs = dict[str, NDArray[Any]]
-
-
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a graph; `mode` None is the engine's usual one."""
+    """One way to run a graph; the mode None is the engine's usual one."""
 
     graph: Graph
     engine: EngineName
@@ -76,6 +74,7 @@ class Candidate:
         return " ".join(word for word in words if word) + f" on {self.device}"
 
     def is_of(self, trial: EngineTrial) -> bool:
+        """Whether `trial` is a trial of this candidate."""
         return (self.graph.precision, self.engine, self.device, self.mode) == (
             trial.precision,
             trial.engine,
@@ -85,6 +84,7 @@ class Candidate:
 
 
 def trial_of(candidate: Candidate, **measured: Any) -> EngineTrial:
+    """Return a trial of the candidate with what was measured."""
     return EngineTrial(
         precision=candidate.graph.precision,
         engine=candidate.engine,
@@ -96,19 +96,13 @@ def trial_of(candidate: Candidate, **measured: Any) -> EngineTrial:
 
 
 def try_candidate(
-    candidate: Candidate,
-    directory: Path,
-    manifest: Manifest,
-    row: Row,
-    options: EngineOptions,
-    counts: Sequence[int],
+    candidate: Candidate, source: Source[S], options: EngineOptions, counts: Sequence[int]
 ) -> EngineTrial:
-    """Check and time a candidate with each number of instances; what fails is in the trial.
+    """Check and time a candidate with each number of instances; `EngineTrial.problem` says what failed.
 
     Args:
-        row: the golden row.
-        counts: numbers of instances. The first must be right, and is the one that runs an image alone; of
-            those after it that fail, the log tells.
+        counts: numbers of instances. The first one also runs a single image, and the candidate fails if it
+            fails. If a later one fails, it is logged and left out.
     """
     loaded: dict[int, _Timed] = {}
     try:
@@ -116,7 +110,7 @@ def try_candidate(
             for count in counts:
                 try:
                     told = replace(options, instances=count)
-                    bench = opened.enter_context(closing(_Bench(candidate, directory, manifest, row, told)))
+                    bench = opened.enter_context(closing(_Bench(candidate, source, told)))
                     if count == counts[0]:
                         alone = bench.alone()
                         _take_turns([alone])
@@ -142,10 +136,12 @@ def try_candidate(
 
 
 def best_count(loaded_ms: Mapping[int, float]) -> int:
-    """The number of instances for load: of those about as good as the best the least above 1, else 1.
+    """Return the number of instances to run under load.
 
-    Several wait less for one another's threads, and for cores that decode: 2 to 7 % more on two cores than
-    what is measured here. Many have less for a request when few come.
+    Among those within the factor CLOSE of the best, take the smallest above 1, or 1 if there is none. Prefer
+    more than one instance: parallel instances spend less time waiting for each other's threads and for
+    decoding, worth 2 to 7 % on two cores that this measurement does not capture. Prefer few instances: each
+    has fewer threads, so a single request takes longer.
     """
     good = [count for count, ms in loaded_ms.items() if ms <= CLOSE * min(loaded_ms.values())]
     return min((count for count in good if count > 1), default=min(good))
@@ -154,13 +150,12 @@ def best_count(loaded_ms: Mapping[int, float]) -> int:
 class _Bench:
     """An engine, and the golden batches that it is timed with."""
 
-    def __init__(
-        self, candidate: Candidate, directory: Path, manifest: Manifest, row: Row, options: EngineOptions
-    ) -> None:
-        self._graph, self._manifest, self._row, self._options = candidate.graph, manifest, row, options
+    def __init__(self, candidate: Candidate, source: Source[S], options: EngineOptions) -> None:
+        self._graph, self._options = candidate.graph, options
+        self._row, self._num_classes = source.row, source.manifest.num_classes
         self._slow_s = SLOW_S if candidate.device != "cuda" else math.inf
-        path = directory / candidate.graph.file
-        self._engine = open_engine(candidate.engine, path, candidate.graph.precision, options)
+        path = source.path(self._graph)
+        self._engine = open_engine(candidate.engine, path, self._graph.precision, options)
         self._pool = ThreadPoolExecutor(options.instances)
 
     def alone(self) -> _Timed:
@@ -168,7 +163,7 @@ class _Bench:
         return self._timed(lambda: [self._engine.run(batch)], 1)
 
     def loaded(self) -> _Timed:
-        """All instances at once, each in a thread of its own, as they are served."""
+        """Time all instances at once, each in a thread of its own, as a server runs them."""
         size = max(self._options.batch_sizes)
         batches = [golden_batch(self._row, self._graph, size)] * self._options.instances
         return self._timed(lambda: list(self._pool.map(self._engine.run, batches)), size)
@@ -178,17 +173,21 @@ class _Bench:
         self._engine.close()
 
     def _timed(self, run: Callable[[], list[Outputs]], size: int) -> _Timed:
-        """Raises WrongAnswer, after the first run, which allocates and counts only where it is slow."""
+        """Run once and check the answers. This first run allocates, so its time counts only if it is slow.
+
+        Raises:
+            WrongAnswer: an answer is not the golden one.
+        """
         started = time.perf_counter()
         answers = run()
         first_s = time.perf_counter() - started
-        errors = [check_golden(answer, self._graph, self._manifest.num_classes, size) for answer in answers]
+        errors = [check_golden(answer, self._graph, self._num_classes, size) for answer in answers]
         return _Timed(run, max(errors), first_s * 1000 if first_s > self._slow_s else math.inf)
 
 
 @dataclass
 class _Timed:
-    """The least that something took: what else the machine does can only add to it."""
+    """The shortest duration of a run: other work on the machine can only make a run longer."""
 
     run: Callable[[], object]
     golden_error: float
@@ -201,7 +200,7 @@ class _Timed:
 
 
 def _take_turns(found: Collection[_Timed]) -> None:
-    """`TIMED_S` for each of them, in turn: what else the machine does meanwhile meets all alike."""
+    """Time each of them for about TIMED_S, one run each in turn, so that other work affects all alike."""
     left = [timed for timed in found if timed.fastest_ms == math.inf]
     end = time.monotonic() + TIMED_S * len(left)
     for timed in left:

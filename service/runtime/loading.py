@@ -21,9 +21,10 @@ from artifact.manifest import (
 from engines.engine import EngineError
 from engines.golden import WrongAnswer, golden_row
 from engines.selection.candidates import NothingRuns
+from engines.selection.source import Source
 from service.batching.batcher import Batcher
 from service.runtime.model import Devices, LoadedGraph, LoadedModel
-from service.runtime.opening import GRAPH_KINDS, LoadError, Opened, Source, make_ready
+from service.runtime.opening import GRAPH_KINDS, LoadError, Opened, make_ready
 from service.settings import Settings
 from service.telemetry.metrics import GraphMeter, Metrics
 
@@ -49,7 +50,7 @@ def load_model(
         LoadError: whatever is wrong with it, or with the engine, precision or device asked for.
     """
     opened: dict[GraphKind, Opened] = {}
-    sources: dict[GraphKind, Source] = {}
+    sources: dict[GraphKind, Source[Settings]] = {}
     with ExitStack() as stack:  # closed where a later one fails
         try:
             manifest = read_manifest(directory)

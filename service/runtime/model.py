@@ -17,11 +17,12 @@ from artifact.manifest import (
 from engines.engine import Engine, EngineInfo
 from engines.golden import check_golden, golden_batch
 from engines.selection.candidates import cpu_threads
+from engines.selection.source import Source
 from engines.selection.trial import EngineTrial
 from service.batching.batcher import Batcher
 from service.batching.scheduler import Scheduler
 from service.batching.types import Closed
-from service.runtime.opening import Opened, Source, make_ready
+from service.runtime.opening import Opened, make_ready
 from service.settings import Settings
 from service.telemetry.metrics import GraphMeter
 
@@ -55,7 +56,7 @@ class Devices:
 class LoadedGraph:
     """One of a model's graphs: what runs it, why that was chosen, and the batcher in front of it."""
 
-    def __init__(self, source: Source, opened: Opened, batcher: Batcher, meter: GraphMeter) -> None:
+    def __init__(self, source: Source[Settings], opened: Opened, batcher: Batcher, meter: GraphMeter) -> None:
         self.batcher = batcher
         self.meter = meter
         self._source = source

@@ -6,24 +6,17 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from math import inf
-from pathlib import Path
-from threading import Event
 from typing import NamedTuple, get_args
 
 from artifact.errors import ResiduumError
-from artifact.manifest import (
-    Graph,
-    GraphKind,
-    Manifest,
-)
-from artifact.preprocess import Row
+from artifact.manifest import Graph, GraphKind
 from engines.engine import Engine, EngineError, batch_sizes
 from engines.golden import WrongAnswer, check_golden, golden_batch
 from engines.registry import open_engine
 from engines.selection.candidates import engine_options
-from engines.selection.choice import Choice, cache_directory, choose, next_best
+from engines.selection.choice import Choice, choose, next_best
+from engines.selection.source import Source
 from service.batching.types import Runner
 from service.settings import Settings
 
@@ -35,19 +28,6 @@ TIMED_S = 0.05  # of timing each batch size; at least one run
 
 class LoadError(ResiduumError):
     """A model cannot be served; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a graph comes from, and all that opening it again takes."""
-
-    directory: Path
-    manifest: Manifest
-    kind: GraphKind
-    row: Row  # the golden one
-    settings: Settings
-    stop: Event | None
-    keep: bool  # the choice of an engine, for the next start
 
 
 class Opened(NamedTuple):
@@ -62,13 +42,12 @@ class Opened(NamedTuple):
             engine.close()
 
 
-def make_ready(source: Source) -> Opened:
+def make_ready(source: Source[Settings]) -> Opened:
     """Choose, open, warm up and check: the best, or where it fails at a size not tried, the next best.
 
     A choice remembered from an earlier start is made anew if it fails.
     """
-    asked = (source.directory, source.manifest, source.kind, source.row, source.settings)
-    choice = choose(*asked, stop=source.stop, keep=source.keep)
+    choice = choose(source)
     while True:
         try:
             return _open(source, choice)
@@ -76,25 +55,24 @@ def make_ready(source: Source) -> Opened:
             problem = str(error)
         if choice.remembered:
             logger.warning("%s: chosen on an earlier start, but: %s", choice.candidate, problem)
-            choice = choose(*asked, remember=False, stop=source.stop, keep=source.keep)
+            choice = choose(source, remember=False)
         else:
             failed = choice
-            choice = next_best(*asked, failed, problem, stop=source.stop, keep=source.keep)
+            choice = next_best(source, failed, problem)
             logger.warning("%s: chosen, but: %s; now %s", failed.candidate, problem, choice.candidate)
 
 
-def _open(source: Source, choice: Choice) -> Opened:
+def _open(source: Source[Settings], choice: Choice) -> Opened:
     """An engine for load, and where several instances share the device, one that takes all of it."""
     candidate, settings = choice.candidate, source.settings
-    cache = cache_directory(source.directory, source.manifest, settings)
     alone = choice.instances > 1 and not settings.instances
     engines: list[Engine] = []
     runners: list[Runner] = []
     try:
         for instances in (1, choice.instances) if alone else (choice.instances,):
-            options = engine_options(settings, candidate.device, candidate.mode, cache, instances)
-            path = source.directory / candidate.graph.file
-            engines.append(open_engine(candidate.engine, path, candidate.graph.precision, options))
+            options = engine_options(settings, candidate.device, candidate.mode, source.cache, instances)
+            path, precision = source.path(candidate.graph), candidate.graph.precision
+            engines.append(open_engine(candidate.engine, path, precision, options))
             sizes = [1] if alone and instances == 1 else batch_sizes(settings.max_batch_size)
             batch_ms = _warm_up(engines[-1], candidate.graph, source, sizes)
             runners.append(Runner(engines[-1].run, batch_ms, engines[-1].info.instances))
@@ -105,13 +83,15 @@ def _open(source: Source, choice: Choice) -> Opened:
     return Opened(choice, tuple(engines), tuple(runners))
 
 
-def _warm_up(engine: Engine, graph: Graph, source: Source, sizes: Sequence[int]) -> dict[int, float]:
+def _warm_up(
+    engine: Engine, graph: Graph, source: Source[Settings], sizes: Sequence[int]
+) -> dict[int, float]:
     """Run every batch size in all instances at once and check what comes out; batch size -> milliseconds."""
     batch_ms = {}
     instances = engine.info.instances
     with ThreadPoolExecutor(instances) as threads:
         for size in sizes:
-            if source.stop is not None and source.stop.is_set():
+            if source.stopped:
                 raise LoadError(f"{source.manifest.name}: stopped while loading")
             batches = [golden_batch(source.row, graph, size)] * instances
             list(threads.map(engine.run, batches))  # the first run of a size allocates, and more on a GPU

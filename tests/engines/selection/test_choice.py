@@ -1,6 +1,6 @@
 """`auto` is measured: the fastest that is right wins, and what is wrong or cannot run is named with why.
 
-What is timed, and with how many instances, is tested in test_trying.py.
+What is timed, and with how many instances, is tested in test_trial.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from engines.machine import cpu_features
 from engines.registry import ENGINE_NAMES
 from engines.selection.candidates import NothingRuns, candidates, engine_options
 from engines.selection.choice import Choice, choose, next_best, try_graph
+from engines.selection.source import Source
 from engines.selection.trial import Candidate, EngineTrial, trial_of
 from service.runtime.loading import load_model
 from service.runtime.opening import LoadError
@@ -103,9 +104,13 @@ def settings_for(tmp_path: Path, **given: Any) -> Settings:
     )
 
 
-def chosen(directory: Path, settings: Settings, kind: Any = "classify", **options: Any) -> Choice:
+def source_of(directory: Path, settings: Settings, kind: Any = "classify") -> Source[Settings]:
     manifest = read_manifest(directory)
-    return choose(directory, manifest, kind, golden_row(directory, manifest), settings, **options)
+    return Source(directory, manifest, kind, golden_row(directory, manifest), settings)
+
+
+def chosen(directory: Path, settings: Settings, kind: Any = "classify", **options: Any) -> Choice:
+    return choose(source_of(directory, settings, kind), **options)
 
 
 def words(found: list[Candidate]) -> list[str]:
@@ -244,9 +249,7 @@ def measure_as(monkeypatch: pytest.MonkeyPatch, measured: Measured) -> list[tupl
     """Trials come out as told: no timing of this machine decides. Returns what is tried, as it is."""
     tried = []
 
-    def stub(
-        candidate: Candidate, _directory: Path, _manifest: Manifest, _row: Any, _options: Any, counts: Any
-    ) -> EngineTrial:
+    def stub(candidate: Candidate, _source: Any, _options: Any, counts: Any) -> EngineTrial:
         tried.append((str(candidate), tuple(counts)))
         alone, loaded = measured[candidate.graph.precision, candidate.engine]
         loaded = {count: loaded[count] for count in counts}
@@ -278,10 +281,7 @@ def test_the_winner_brings_its_number_of_instances(
     assert "int8 onnxruntime on cpu: 2.00 ms alone, at load 2.00 ms in 1, 1.50 ms in 2, chosen" in caplog.text
     again = chosen(several, settings)
     assert (again.remembered, again.instances, len(tried)) == (True, 2, 4)
-    manifest = read_manifest(several)
-    other = next_best(
-        several, manifest, "classify", golden_row(several, manifest), settings, choice, "it failed"
-    )
+    other = next_best(source_of(several, settings), choice, "it failed")
     assert (str(other.candidate), other.instances) == ("int8 openvino on cpu", 2)
     assert {trial.problem for trial in other.trials} == {None, "it failed"}
 
@@ -442,7 +442,8 @@ def test_an_engine_that_does_not_start_is_left_out_unless_asked_for(
         load_model(several, settings_for(tmp_path, engine="openvino"))
     graph = manifest.graph("classify")
     assert graph is not None
-    trials = {trial.engine: trial for trial in try_graph(several, manifest, graph, settings_for(tmp_path))}
+    source = source_of(several, settings_for(tmp_path))
+    trials = {trial.engine: trial for trial in try_graph(source, graph)}
     assert trials["onnxruntime"].score_ms is not None
     assert "does not start" in (trials["openvino"].problem or "")
 

@@ -15,7 +15,9 @@ import pytest
 from artifact.manifest import Graph, read_manifest
 from engines.engine import EngineError, EngineOptions
 from engines.golden import golden_row
+from engines.selection.source import Source
 from engines.selection.trial import Candidate, EngineTrial, best_count, try_candidate
+from engines.settings import EngineSettings
 
 ALONE_MS = 3.0
 LOADED_MS = {1: 16.0, 2: 24.0, 4: 64.0}  # a batch of 8 in each instance: 2, 1.5 and 2 ms an image
@@ -67,11 +69,15 @@ def stage(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return made
 
 
-def tried(artifact: Path, stage: Stage, counts: tuple[int, ...], device: Any = "cpu") -> EngineTrial:
+def source_of(artifact: Path) -> Source[EngineSettings]:
     manifest = read_manifest(artifact)
+    return Source(artifact, manifest, "classify", golden_row(artifact, manifest), EngineSettings())
+
+
+def tried(artifact: Path, stage: Stage, counts: tuple[int, ...], device: Any = "cpu") -> EngineTrial:
     options = EngineOptions(device, threads=4, batch_sizes=(1, 2, 4, 8))
     candidate = Candidate(stage.graph, "onnxruntime", device, device)
-    trial = try_candidate(candidate, artifact, manifest, golden_row(artifact, manifest), options, counts)
+    trial = try_candidate(candidate, source_of(artifact), options, counts)
     assert stage.closed[::-1] == stage.opened
     return trial
 
@@ -162,11 +168,10 @@ def test_slow_is_timed_once_on_a_cpu(artifact: Path, stage: Stage) -> None:
 
 def test_real_engines_at_once(artifact: Path) -> None:
     """Without the stage: both engines, three numbers of instances, none of which is wrong."""
-    manifest = read_manifest(artifact)
-    row = golden_row(artifact, manifest)
+    source = source_of(artifact)
     options = EngineOptions("cpu", threads=2, batch_sizes=(1, 2))
     for name in ("onnxruntime", "openvino"):
-        candidate = Candidate(manifest.graphs[0], name, "cpu", "cpu")  # type: ignore[arg-type]
-        trial = try_candidate(candidate, artifact, manifest, row, replace(options), (1, 2, 3))
+        candidate = Candidate(source.manifest.graphs[0], name, "cpu", "cpu")  # type: ignore[arg-type]
+        trial = try_candidate(candidate, source, replace(options), (1, 2, 3))
         assert (trial.problem, list(trial.loaded_ms)) == (None, [1, 2, 3])
         assert min(trial.loaded_ms.values()) > 0
