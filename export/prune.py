@@ -3,8 +3,8 @@
 Only what lies between the convolutions of one branch F goes. The residual stream keeps its channels, so
 F(x) + s(x), gates, receptive fields and what introspection says of them mean what they meant.
 
-Which tensors a channel takes along, and how to cut them out, is torch-pruning's dependency graph (Fang et al.
-2023, arXiv 2301.12900), which is given one branch at a time: what it does not see it cannot cut.
+A channel between two convolutions is a row of the first one's weight, a column of the second one's, and one
+element of every tensor of the BatchNorms between them.
 
 Shapes: N images, H W space, C channels.
 """
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
-import torch_pruning as tp  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -34,7 +33,6 @@ MAX_RATIO = 0.9
 NUM_STATISTICS_IMAGES = 2048  # enough to estimate BatchNorm statistics on
 IMPORTANCE = "L2 norm"
 _BATCH = 64
-_IMPORTANCE = tp.importance.GroupMagnitudeImportance(p=2)
 
 
 class PruneError(ResiduumError):
@@ -119,14 +117,15 @@ def check_prunable(spec: Architecture, ratio: float) -> None:
 
 
 def _cut(model: ResNet, ratio: float) -> ResNet:
-    """A thinner network with the weights that stay."""
-    source = copy.deepcopy(model).eval().requires_grad_(True)  # the graph is traced by autograd
-    with torch.enable_grad():
-        for name, block in source.named_blocks():
-            stage = int(name.removeprefix("stage").split(".")[0]) - 1
-            grouped = model.spec.cardinality > 1
-            _cut_branch(block.branch, ratio, model.spec.channels_of_group(stage) if grouped else None)
-    widths = hidden_widths(source)
+    """Return a thinner network with the weights of the channels that are kept."""
+    state, hidden = model.state_dict(), []
+    for name, block in model.named_blocks():
+        stage = int(name.removeprefix("stage").split(".")[0]) - 1
+        unit = model.spec.channels_of_group(stage) if model.spec.cardinality > 1 else None
+        kept = _kept_between(block.branch, ratio, unit)
+        hidden.append(tuple(map(len, kept)))
+        state |= {f"{name}.branch.{key}": tensor for key, tensor in _selected(block.branch, kept).items()}
+    widths = tuple(hidden)
     if widths == hidden_widths(model):
         raise PruneError(
             f"a ratio of {ratio:g} rounds to nothing: {model.spec.name} hides {max(max(w) for w in widths)} "
@@ -135,83 +134,61 @@ def _cut(model: ResNet, ratio: float) -> ResNet:
     spec = replace(model.spec, hidden=widths, num_parameters=None, num_macs=None)
     parameter = next(model.parameters())
     thinner = ResNet(spec).to(parameter.device, parameter.dtype)
-    thinner.load_state_dict(source.state_dict())
+    thinner.load_state_dict(state)
     return thinner.eval()
 
 
-def _cut_branch(branch: nn.Module, ratio: float, channels_of_group: int | None) -> None:
-    """In place; None: no convolution is grouped."""
-    if channels_of_group is not None:
-        grouped = branch.conv2
-        assert isinstance(grouped, nn.Conv2d)
-        branch.conv2 = GroupedConv(grouped)
-    convs = _convs(branch)
-    # A grouped convolution takes along the channels on both of its sides.
-    roots = convs[:-1] if channels_of_group is None else convs[:1]
-    unit = channels_of_group or 1
-    graph = tp.DependencyGraph().build_dependency(
-        branch,
-        torch.zeros(1, convs[0].in_channels, 8, 8).to(convs[0].weight),
-        customized_pruners={GroupedConv: _GroupPruner()},
-        verbose=False,
-    )
-    worst = [_worst_channels(_group(graph, conv, range(conv.out_channels)), unit) for conv in roots]
-    for conv, channels in zip(roots, worst, strict=True):
-        num_cut = conv.out_channels - kept_channels(conv.out_channels, ratio, unit)
-        if num_cut:
-            _group(graph, conv, channels[:num_cut]).prune()
-
-
 def _convs(branch: nn.Module) -> list[nn.Conv2d]:
-    """Those in a row, without squeeze-and-excitation's own."""
+    """Return the convolutions in a row, without those of squeeze-and-excitation."""
     return [layer for layer in branch.children() if isinstance(layer, nn.Conv2d)]
 
 
-def _group(graph: tp.DependencyGraph, conv: nn.Conv2d, channels: Sequence[int]) -> tp.Group:
-    """All layers that must lose `channels` of `conv`'s output together."""
-    return graph.get_pruning_group(conv, tp.prune_conv_out_channels, list(channels))
+def _kept_between(branch: nn.Module, ratio: float, channels_of_group: int | None) -> list[Tensor]:
+    """Return the indices of the channels to keep after each convolution but the last.
 
-
-def _worst_channels(group: tp.Group, unit: int) -> list[int]:
-    """The least important first; `unit` of them in a row go together."""
-    scores: Tensor = _IMPORTANCE(group).reshape(-1, unit).sum(1)
-    order: list[int] = scores.argsort(stable=True).tolist()
-    return [index * unit + offset for index in order for offset in range(unit)]
-
-
-class GroupedConv(nn.Conv2d):
-    """A grouped convolution that can lose whole groups; its weight is that of `conv`.
-
-    torch-pruning itself would thin every group alike: three channels a group where there were four.
+    A grouped convolution (`channels_of_group` is not None) stands between two others and maps each group to
+    itself, so both of its sides keep the same whole groups.
     """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=False,
-        )
-        self.weight = conv.weight
+    convs = _convs(branch)
+    norms = [layer for layer in branch.children() if isinstance(layer, nn.BatchNorm2d)]
+    if channels_of_group is not None:
+        first, _, last = convs
+        return [_most_important(first, norms[:2], last, ratio, channels_of_group)] * 2
+    between = zip(convs[:-1], norms[: len(convs) - 1], convs[1:], strict=True)
+    return [_most_important(before, [norm], after, ratio) for before, norm, after in between]
 
 
-class _GroupPruner(tp.BasePruningFunc):  # type: ignore[misc]
-    def prune_out_channels(self, layer: GroupedConv, idxs: Sequence[int]) -> GroupedConv:
-        kept = sorted(set(range(layer.out_channels)) - set(idxs))
-        layer.weight = nn.Parameter(layer.weight[kept].detach())
-        layer.groups = len(kept) // layer.weight.shape[1]
-        layer.in_channels = layer.out_channels = len(kept)
-        return layer
+def _most_important(
+    before: nn.Conv2d, norms: list[nn.BatchNorm2d], after: nn.Conv2d, ratio: float, unit: int = 1
+) -> Tensor:
+    """Return the channels between two convolutions with the largest weights, in ascending order.
 
-    prune_in_channels = prune_out_channels
+    The score of a channel is the sum of squares of its weights on the way in, in the norms, and on the way
+    out; `unit` neighbours are kept or dropped together.
+    """
+    parts = (before.weight, *(norm.weight for norm in norms), after.weight.transpose(0, 1))
+    scores_C = torch.zeros(before.out_channels, device=before.weight.device)
+    for part in parts:
+        scores_C += part.detach().reshape(len(part), -1).pow(2).sum(1)
+    order = scores_C.reshape(-1, unit).sum(1).argsort(stable=True)  # the least important first
+    num_kept = kept_channels(before.out_channels, ratio, unit) // unit
+    groups = order[len(order) - num_kept :].sort().values
+    return (groups[:, None] * unit + torch.arange(unit, device=groups.device)).flatten()
 
-    def get_out_channels(self, layer: GroupedConv) -> int:
-        return layer.out_channels
 
-    get_in_channels = get_out_channels
+def _selected(branch: nn.Module, kept: list[Tensor]) -> dict[str, Tensor]:
+    """Return the state of a branch's convolutions and norms with the `kept` channels only."""
+    state: dict[str, Tensor] = {}
+    entering: Tensor | slice = slice(None)
+    for number, conv in enumerate(_convs(branch), start=1):
+        leaving = kept[number - 1] if number <= len(kept) else slice(None)
+        for key, tensor in branch.state_dict().items():
+            if key.startswith(f"norm{number}.") and tensor.ndim:
+                state[key] = tensor[leaving]
+        weight = conv.weight.detach()[leaving]
+        state[f"conv{number}.weight"] = weight if conv.groups > 1 else weight[:, entering]
+        entering = leaving
+    return state
 
 
 def _batches(images_NHW3: NDArray[np.uint8], preprocessing: Preprocessing, like: Tensor) -> Iterator[Tensor]:

@@ -139,7 +139,6 @@ def make(args: argparse.Namespace) -> int:
     """Make the artifact of `args.weights`, and print what it holds."""
     need("export", "torch", "onnx", "onnxscript", "matplotlib", "tqdm")
     if args.prune or args.qat_epochs:
-        need("export", "torch_pruning")
         need("train", "datasets", "lightning_fabric")
     from export.make import Fetch, make_artifact
     from export.settings import PullSettings, load_pull_settings
