@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from residuum.cli.errors import need
 from residuum.cli.options import add_setting_flags, count, field_values, given
@@ -73,12 +73,14 @@ def _weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _precision_options(parser: argparse.ArgumentParser) -> None:
+    from artifact.manifest import Precision
+
     group = parser.add_argument_group("precisions; every one passes its gates, or nothing is written")
     group.add_argument(
         "--precision",
         action="append",
         default=[],
-        choices=("fp32", "bf16", "fp16", "int8", "int8-trt"),
+        choices=get_args(Precision),
         help="add graphs of it; fp32 is always there; repeatable. int8 is for CPUs, int8-trt for TensorRT",
     )
     group.add_argument(
