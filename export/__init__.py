@@ -1,1 +1,1 @@
-"""Checkpoint -> fused graph -> ONNX -> an artifact on disk, the only contact with `service`."""
+"""A source of weights -> graphs, verified and measured -> an artifact on disk."""

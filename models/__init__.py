@@ -1,1 +1,1 @@
-"""What a ResNet is, how it is trained, and how an image becomes its input."""
+"""What a ResNet is, how it is trained, and how weights of other projects are read."""

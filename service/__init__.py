@@ -1,1 +1,1 @@
-"""Artifact -> engine -> batches -> HTTP."""
+"""The HTTP server: an artifact -> engines -> batches -> answers."""
