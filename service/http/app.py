@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pkgutil import iter_modules
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Mount, Route
 
+from service.http import routes
 from service.http.middleware.access import RequireKey
-from service.http.middleware.draining import Accepted, Closing, Draining
+from service.http.middleware.draining import Accepted, CloseWhileDraining, RefuseWhileDraining
+from service.http.middleware.head_as_get import HeadAsGet
 from service.http.middleware.keys import Keys
-from service.http.middleware.lingering import Lingering
+from service.http.middleware.lingering_close import LingeringClose
 from service.http.middleware.rate_limit import rate_limit
 from service.http.middleware.request_log import RequestLog
 from service.http.middleware.security import SecurityHeaders, cors
 from service.http.middleware.shedding import Shedding
-from service.http.middleware.unexpected import HeadAsGet, UnexpectedErrors
+from service.http.middleware.unexpected_errors import UnexpectedErrors
+from service.http.policy import OPEN, FindPolicy, Policy, RouteTable, declared
 from service.http.problems import add_error_handlers
-from service.http.routes import classify, health, introspect, metrics, models, oip, page
 from service.runtime.lifecycle import Serving
 from service.settings import Settings, load_settings
 from service.telemetry.tracing import make_tracer
@@ -43,6 +49,7 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
     settings = settings or load_settings()
     serving = serving or Serving(settings)
     accepted = Accepted()
+    table = RouteTable()
     tracer = make_tracer(settings.otlp_endpoint)
     app = FastAPIOffline(
         title="Residuum",
@@ -53,13 +60,14 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
         lifespan=_lifespan,
         # In the order in which a request passes them; its answer comes back the other way.
         middleware=[
-            Middleware(Lingering),
+            Middleware(LingeringClose),
             Middleware(HeadAsGet),
+            Middleware(FindPolicy, table),
             Middleware(RequestLog, serving.metrics, settings.access_log, tracer),
             Middleware(SecurityHeaders, cross_origin=bool(settings.cors_origin)),
-            Middleware(Closing, serving=serving),
+            Middleware(CloseWhileDraining, serving=serving),
             *cors(settings),
-            Middleware(Draining, serving=serving, accepted=accepted),
+            Middleware(RefuseWhileDraining, serving=serving, accepted=accepted),
             Middleware(UnexpectedErrors),
             Middleware(RequireKey, keys=Keys(settings)),
             *rate_limit(settings),
@@ -69,10 +77,31 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
     app.state.serving = serving
     app.state.accepted = accepted
     app.state.tracer = tracer
-    for routes in (classify, introspect, models, oip, health, metrics, page):
-        app.include_router(routes.router)
+    app.state.table = table
+    for route in app.routes:  # FastAPI's own: the OpenAPI document, and the page that shows it
+        table.add([route], _documentation(route, app))
+    for router in routers():
+        app.include_router(router)
+        table.add(router.routes)
     add_error_handlers(app)
     return app
+
+
+def routers() -> list[APIRouter]:
+    """Return the `router` of every module in service/http/routes, in the order of the OpenAPI document.
+
+    The order is by name, but routers that anybody may call come last.
+    """
+    names = [module.name for module in iter_modules(routes.__path__, f"{routes.__name__}.")]
+    found: list[APIRouter] = [import_module(name).router for name in names]
+    return sorted(found, key=lambda router: all(declared(route).access == "open" for route in router.routes))
+
+
+def _documentation(route: BaseRoute, app: FastAPI) -> Policy:
+    if isinstance(route, Mount):
+        return replace(OPEN, browser="page")
+    assert isinstance(route, Route)
+    return OPEN if route.path == app.openapi_url else replace(OPEN, browser="docs")
 
 
 @asynccontextmanager

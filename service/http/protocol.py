@@ -18,7 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadTooLarge, MalformedRequest, Problem, RequestTimeout
-from service.http.middleware.lingering import LINGER_S
+from service.http.middleware.lingering_close import LINGER_S
 from service.http.middleware.security import api_headers
 from service.settings import Settings
 
@@ -204,7 +204,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", response.body])
 
     def _close_gently(self) -> None:
-        """Send no more, and close when the client has closed, or after LINGER_S (lingering.py says why)."""
+        """Send no more, and close when the client has closed, or after LINGER_S (see lingering_close.py)."""
         self._deaf = True
         self._unset_keepalive_if_required()
         self._stop_timer()

@@ -1,7 +1,6 @@
-"""Who may call what: every request passes here before its body is read.
+"""Keys: every request passes here before its body is read.
 
-Closed unless listed: a call that is not in OPEN needs a key wherever keys are set, so that a route somebody
-adds later is not open by mistake. Loading and unloading needs an admin key always.
+Who may call a route stands beside its handler (policy.py). This module asks for the key.
 """
 
 from __future__ import annotations
@@ -13,19 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, NotFound, Problem, Unauthorized
 from service.http.middleware.keys import Keys, digest_of
+from service.http.policy import policy_of
 
-# Of a call that is not open, in its scope: the digest of its key, None where it needs none.
+# In a request's scope: the digest of the caller's key; None where the call needs no key.
 CALLER = "residuum.caller"
 
-# What holds no data of a user's or a model's, and what watches over the server: never a key, never a limit.
-OPEN = re.compile(
-    r"/|/docs|/docs/oauth2-redirect|/openapi\.json|/static-offline-docs/.+|/static/.+"
-    r"|/metrics|/health/[^/]+|/v2/health/[^/]+|/v2/models/[^/]+(?:/versions/[^/]+)?/ready"
-)
-SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
-
-ADMIN = re.compile(r"/(?:models|v2/repository/models)/.+/(?:load|unload)\s*", re.DOTALL)
-# In no path of ours; and the expressions of routes end before a last newline, so that it would go unseen.
+# In no path of ours. The expressions of routes match before a last newline, so that it would go unseen.
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 HOW_TO_SEND = "Send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
@@ -43,9 +35,9 @@ class RequireKey:
             await self.app(scope, receive, send)
             return
         try:
-            if not is_open(scope["method"], scope["path"]):
-                # In place: who is further out reads what routes leave in the scope.
-                scope[CALLER] = self._admit(scope)
+            access = policy_of(scope).access
+            # In place: steps further out read what routes leave in the scope.
+            scope[CALLER] = None if access == "open" else self._admit(scope, for_admins=access == "admin")
             if CONTROL.search(scope["path"]):
                 raise NotFound("There is no such path: it has a control character in it.")
         except Problem as problem:
@@ -53,9 +45,13 @@ class RequireKey:
         else:
             await self.app(scope, receive, send)
 
-    def _admit(self, scope: Scope) -> bytes | None:
-        """The digest of the caller's key, None if it needs none; raises Unauthorized or Forbidden."""
-        for_admins = ADMIN.fullmatch(scope["path"]) is not None
+    def _admit(self, scope: Scope, for_admins: bool) -> bytes | None:
+        """Return the digest of the caller's key, None if no key is needed.
+
+        Raises:
+            Unauthorized: there is no key, or an unknown one.
+            Forbidden: the key is not an admin's.
+        """
         if for_admins and not self.keys.any_of("admin"):
             raise Forbidden(
                 "Nobody may load or unload models here: the server has no admin key.",
@@ -74,11 +70,6 @@ class RequireKey:
         if for_admins and kind != "admin":
             raise Forbidden("This call needs an admin key; the key that came is an API key.")
         return digest
-
-
-def is_open(method: str, path: str) -> bool:
-    """May anybody make this call, as often as they like?"""
-    return method in SAFE_METHODS and OPEN.fullmatch(path) is not None
 
 
 def _key_in(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

@@ -1,7 +1,7 @@
-"""What a request meets once the server has been told to stop.
+"""Requests while the server drains, that is, after it has been told to stop.
 
-Those that were accepted before are finished. New ones are refused, but answered, and every answer says that
-the connection closes. It knows nothing of signals and sockets: running.py counts on it, and waits.
+Requests that were accepted before are finished. New ones are answered with 503, and every answer closes its
+connection. This module knows nothing of signals and sockets: `process/server.py` waits until `Accepted` is 0.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import NotReady
-from service.http.middleware.access import is_open
+from service.http.policy import policy_of
 from service.runtime.lifecycle import Serving
 
 
 @dataclass
 class Accepted:
-    """The requests that are being answered and were not refused."""
+    """Number of requests that were not refused and are being answered."""
 
     num_requests: int = 0
 
 
-class Draining:
-    """503 for whatever comes while the server drains, but for what is open to anybody (health checks)."""
+class RefuseWhileDraining:
+    """Answer 503 while the server drains, except to calls that are open to anybody (health checks)."""
 
     def __init__(self, app: ASGIApp, serving: Serving, accepted: Accepted) -> None:
         self.app = app
@@ -35,7 +35,7 @@ class Draining:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._serving.state == "draining" and not is_open(scope["method"], scope["path"]):
+        if self._serving.state == "draining" and policy_of(scope).access != "open":
             problem = NotReady("The server is shutting down.")
             await problem.answer(scope, receive, send)
             return
@@ -46,8 +46,8 @@ class Draining:
             self._accepted.num_requests -= 1
 
 
-class Closing:
-    """Every answer that is given while the server drains says that the connection closes."""
+class CloseWhileDraining:
+    """Add `Connection: close` to every answer while the server drains."""
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self.app = app

@@ -1,7 +1,7 @@
 """API keys and admin keys: from settings, and from files that are read again when they change.
 
 A key is compared by its SHA-256 with every key there is, in a time that tells nothing about them. Keys are
-never logged, and no message holds one. This module knows nothing of HTTP; who needs a key is in access.py.
+never logged, and no message holds one. This module knows nothing of HTTP and of who needs a key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """So many requests a second for each key, or for each address where there are no keys.
 
 A token bucket for each caller (pyrate-limiter's, on the monotonic clock), full at first: a burst of one
-second's requests, then the steady rate. What is open to anybody (access.py) is not counted. Each worker
+second's requests, then the steady rate. A route whose policy is not `limited` is not counted. Each worker
 process counts for itself.
 """
 
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engines.settings import SettingsError
 from service.errors import RateLimited
 from service.http.middleware.access import CALLER
+from service.http.policy import policy_of
 from service.settings import Settings
 
 MAX_CALLERS = 10_000  # remembered at once; of those that are forgotten, the one longest silent is the first
@@ -55,7 +56,7 @@ class RateLimit:
         self._buckets: LRUCache[bytes | str, StateBucket] = LRUCache(MAX_CALLERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if CALLER in scope:
+        if scope["type"] == "http" and policy_of(scope).limited:
             wait_s = self._take(scope[CALLER] or network_of(scope["client"]))
             if wait_s > 0:
                 problem = RateLimited(f"More than {self._per_second:g} requests a second came.", wait_s)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.policy import policy_of
 from service.telemetry.logs import request_ids
 from service.telemetry.metrics import UNMATCHED, Metrics
 from service.telemetry.stages import Stages, server_timing
@@ -28,7 +29,6 @@ logger = logging.getLogger("residuum.access")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-QUIET = ("/health/", "/metrics", "/v2/health/")  # asked for every few seconds: not logged where they succeed
 REFUSALS = (429, 503)
 MAX_LOGGED_PATH = 512
 
@@ -68,7 +68,7 @@ class RequestLog:
             exchange.span.end(
                 route=route, model=model, status=status, problem=problem, stages=stages, ended=ended
             )
-        if self._access_log and not (status < 400 and route.startswith(QUIET)):
+        if self._access_log and (status >= 400 or policy_of(exchange.scope).logged):
             exchange.log(route, model, status, problem, ended)
 
 

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engines.settings import SettingsError
+from service.http.policy import policy_of
 from service.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
@@ -51,15 +52,17 @@ class SecurityHeaders:
 
     def __init__(self, app: ASGIApp, cross_origin: bool) -> None:
         self.app = app
-        self._api = api_headers(cross_origin)
-        self._docs = [*_headers(DOCS_POLICY, cross_origin), NO_STORE]
-        self._page = _headers(PAGE_POLICY, cross_origin)
+        self._headers = {
+            "api": api_headers(cross_origin),
+            "docs": [*_headers(DOCS_POLICY, cross_origin), NO_STORE],
+            "page": _headers(PAGE_POLICY, cross_origin),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        added = self._headers_for(scope["path"])
+        added = self._headers[policy_of(scope).browser]
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -67,11 +70,6 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers)
-
-    def _headers_for(self, path: str) -> Headers:
-        if path == "/" or path.startswith(("/static/", "/static-offline-docs/")):
-            return self._page
-        return self._docs if path == "/docs" or path.startswith("/docs/") else self._api
 
 
 def api_headers(cross_origin: bool) -> Headers:

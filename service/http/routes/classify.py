@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from artifact.postprocess import top_predictions
 from service.errors import InvalidParameter
 from service.http.body import read_images
+from service.http.policy import Policy, follows
 from service.http.problems import IMAGE_PROBLEMS, problem_responses
 from service.http.schemas import Classification, ClassifyQuery, ImageInfo, ImageResult, Timing, image_body
 from service.http.waiting import serving_of, while_client_waits
@@ -39,6 +40,7 @@ PROBLEMS = problem_responses(*IMAGE_PROBLEMS)
     responses=PROBLEMS,
     openapi_extra=image_body(several=True),
 )
+@follows(Policy(runs=("classify",), cached=True))
 async def classify(
     request: Request, response: Response, query: Annotated[ClassifyQuery, Query()]
 ) -> Classification:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.errors import NotReady
+from service.http.policy import WATCHED, follows
 from service.http.problems import problem_responses
 from service.http.schemas import Status
 from service.http.waiting import serving_of
@@ -13,11 +14,13 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 @router.get("/live", summary="Does the process answer?")
+@follows(WATCHED)
 async def live() -> Status:
     return Status(status="live")
 
 
 @router.get("/ready", summary="Does it serve?", responses=problem_responses(NotReady))
+@follows(WATCHED)
 async def ready(request: Request) -> Status:
     """Ready: the models are loaded and warmed, their golden checks pass, and it is not draining."""
     serving = serving_of(request)

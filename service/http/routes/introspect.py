@@ -25,6 +25,7 @@ from service import errors
 from service.errors import DeadlineExceeded, InvalidParameter
 from service.http.body import read_image
 from service.http.negotiation import negotiate
+from service.http.policy import Policy, follows
 from service.http.problems import IMAGE_PROBLEMS, problem_responses
 from service.http.schemas import BINARY, IntrospectParameters, image_body
 from service.http.waiting import serving_of, while_client_waits
@@ -68,6 +69,7 @@ RESPONSES = problem_responses(*IMAGE_PROBLEMS, errors.NotAcceptable) | {
     responses=RESPONSES,
     openapi_extra=image_body(several=False),
 )
+@follows(Policy(runs=("introspect", "attribute"), cached=True))
 async def introspect(request: Request, query: Annotated[IntrospectParameters, Query()]) -> Response:
     """Maps and scalars of every residual block for one image. PUT is the same call, for `curl -T cat.jpg`."""
     serving = serving_of(request)

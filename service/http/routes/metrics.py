@@ -1,10 +1,11 @@
-"""GET /metrics, for Prometheus. It never needs a key."""
+"""GET /metrics, for Prometheus."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
+from service.http.policy import WATCHED, follows
 from service.http.waiting import serving_of
 from service.telemetry.metrics import OPENMETRICS
 
@@ -17,6 +18,7 @@ router = APIRouter(tags=["metrics"])
     response_class=PlainTextResponse,
     responses={200: {"content": {OPENMETRICS: {}}}},
 )
+@follows(WATCHED)
 def metrics(request: Request) -> Response:
     """The Prometheus text format, or OpenMetrics if Accept asks for it."""
     # Not async, so in a thread: reading the files of many workers takes milliseconds.

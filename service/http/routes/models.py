@@ -1,4 +1,4 @@
-"""GET /models: what is loaded; POST /models/{name}/load and /unload, with an admin key (access.py)."""
+"""GET /models: what is loaded; POST /models/{name}/load and /unload, with an admin key."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service.errors import Forbidden, LoadRefused, NotReady, RateLimited, Unauthorized, UnknownModel
+from service.http.policy import ADMIN, follows
 from service.http.problems import problem_responses
 from service.http.schemas import ModelDetail, ModelList, ModelSummary, RunningGraph
 from service.http.waiting import serving_of
@@ -35,6 +36,7 @@ async def describe_model(request: Request, name: str) -> ModelDetail:
 @router.post(
     "/{name}/load", summary="Load a model, or swap it for its artifact's new version", responses=CHANGES
 )
+@follows(ADMIN)
 async def load_model(request: Request, name: str) -> ModelList:
     """What lies below --artifacts under that name is loaded, warmed and checked; then it takes the place of
     the model of its name. No request fails meanwhile: those that have the old one finish with it. Answers
@@ -45,6 +47,7 @@ async def load_model(request: Request, name: str) -> ModelList:
 
 
 @router.post("/{name}/unload", summary="Unload a model", responses=CHANGES)
+@follows(ADMIN)
 async def unload_model(request: Request, name: str) -> ModelList:
     """It takes no new requests; those that have it finish. Answers with what is loaded then."""
     serving = serving_of(request)

@@ -22,6 +22,7 @@ from service.http.oip.body import read_body
 from service.http.oip.records import MAX_JSON_BYTES, IndexRequest, LoadRequest, RecordT, parse_json
 from service.http.oip.request import Inference, parse_inference
 from service.http.oip.response import build_answer, compress, wanted_encoding
+from service.http.policy import ADMIN, OPEN, WATCHED, Policy, follows
 from service.http.problems import IMAGE_PROBLEMS, problem_responses
 from service.http.schemas import BINARY
 from service.http.waiting import serving_of, while_client_waits
@@ -68,11 +69,13 @@ BODY_PROBLEMS = (
 
 
 @router.get("/health/live", summary="Does the process answer?")
+@follows(WATCHED)
 async def oip_live() -> dict[str, bool]:
     return {"live": True}
 
 
 @router.get("/health/ready", summary="Does it serve?", responses=_errors(NotReady))
+@follows(WATCHED)
 async def oip_ready(request: Request) -> dict[str, bool]:
     _check_ready(serving_of(request))
     return {"ready": True}
@@ -98,6 +101,7 @@ async def oip_model(request: Request, name: str) -> dict[str, Any]:
 
 @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
 @router.get("/models/{name}/ready", summary="Is a model served?", responses=MODEL_ERRORS)
+@follows(OPEN)
 async def oip_model_ready(request: Request, name: str) -> dict[str, Any]:
     with _leased(request, name) as model:
         _check_ready(serving_of(request), model)
@@ -126,6 +130,7 @@ async def oip_statistics(request: Request, name: str) -> dict[str, Any]:
     | {200: {"content": {"application/octet-stream": {"schema": BINARY}}}},
     openapi_extra=BODY,
 )
+@follows(Policy(runs=("classify",)))
 async def oip_infer(request: Request, name: str) -> Response:
     """Pixels or image files in, logits or the best classes out; JSON or binary, as asked for."""
     serving = serving_of(request)
@@ -182,6 +187,7 @@ async def oip_index(request: Request) -> list[dict[str, str]]:
     summary="Load a model, or load it again",
     responses=_errors(*BODY_PROBLEMS, errors.Forbidden, errors.LoadRefused, UnknownModel, NotReady),
 )
+@follows(ADMIN)
 async def oip_load(request: Request, name: str) -> dict[str, Any]:
     """With an admin key. An artifact is served as it is: a configuration or files in the body are refused."""
     given = sorted((await _read_json(request, LoadRequest)).parameters)
@@ -199,6 +205,7 @@ async def oip_load(request: Request, name: str) -> dict[str, Any]:
     summary="Serve a model no more",
     responses=_errors(*BODY_PROBLEMS, errors.Forbidden, UnknownModel, NotReady),
 )
+@follows(ADMIN)
 async def oip_unload(request: Request, name: str) -> dict[str, Any]:
     """With an admin key. No model depends on another, so `unload_dependents` changes nothing."""
     await _read_json(request, LoadRequest)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import mimetypes
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from starlette.staticfiles import StaticFiles
+
+from service.http.policy import OPEN, follows
 
 router = APIRouter(include_in_schema=False)
 
 # No browser runs a module of another type, and some systems' own tables have one.
 mimetypes.add_type("text/javascript", ".js")
 
+PAGE = replace(OPEN, browser="page")
 FILES = StaticFiles(directory=Path(__file__).resolve().parents[2] / "static")
 
 
 @router.get("/")
+@follows(PAGE)
 async def page(request: Request) -> Response:
     return await _file("index.html", request)
 
 
 @router.get("/static/{path:path}")
+@follows(PAGE)
 async def static(path: str, request: Request) -> Response:
     """A route and no mount, so that it allows GET alone and has one name in the metrics."""
     return await _file(path, request)

@@ -13,8 +13,9 @@ from starlette.testclient import TestClient
 
 from service import errors
 from service.errors import Problem
+from service.http.middleware.head_as_get import HeadAsGet
 from service.http.middleware.request_log import RequestLog
-from service.http.middleware.unexpected import HeadAsGet, UnexpectedErrors
+from service.http.middleware.unexpected_errors import UnexpectedErrors
 from service.http.problems import add_error_handlers
 from service.telemetry.metrics import Metrics
 

@@ -18,8 +18,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.testclient import TestClient
 
+from service.http.middleware.head_as_get import HeadAsGet
 from service.http.middleware.request_log import RequestLog, parse_traceparent
-from service.http.middleware.unexpected import HeadAsGet, UnexpectedErrors
+from service.http.middleware.unexpected_errors import UnexpectedErrors
 from service.telemetry.logs import JsonFormatter, TextFormatter, request_ids
 from service.telemetry.metrics import Metrics
 from tests.support.images import encode, photograph

@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from engines.settings import SettingsError
 from service.http.middleware.access import CALLER
 from service.http.middleware.rate_limit import MAX_CALLERS, RateLimit, network_of, rate_limit
+from service.http.policy import CALL, Call, Policy
 from service.settings import Settings
 from tests.support.live import live_server
 
@@ -92,7 +93,7 @@ def test_callers_count_apart() -> None:
     assert limited.statuses(2, caller=b"one", client="192.0.2.9") == [429, 429]  # one key, whatever address
 
 
-def test_what_is_open_is_not_counted() -> None:
+def test_a_route_that_is_not_limited_is_not_counted() -> None:
     limited = Limited(1)
     sent: list[Message] = []
 
@@ -100,7 +101,8 @@ def test_what_is_open_is_not_counted() -> None:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        scope: Scope = {"type": "http", "path": "/metrics", "client": ("192.0.2.1", 1)}
+        call = Call(Policy(limited=False))
+        scope: Scope = {"type": "http", "client": ("192.0.2.1", 1), CALLER: b"key", CALL: call}
         for _ in range(5):
             await limited.limit(scope, None, send)  # type: ignore[arg-type]
 

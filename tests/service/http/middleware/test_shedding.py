@@ -12,9 +12,13 @@ import pytest
 from starlette.types import Message, Scope
 
 from service.errors import Overloaded, UnknownModel
+from service.http.app import create_app
 from service.http.middleware.shedding import Shedding
+from service.http.policy import CALL
 from service.runtime.lifecycle import Serving
 from service.settings import Settings
+
+TABLE = create_app(Settings()).state.table
 
 
 class FullOf:
@@ -61,6 +65,7 @@ def ask(server: FullOf, path: str, query: str = "", method: str = "POST") -> tup
         "path": path,
         "query_string": query.encode(),
         "state": {},
+        CALL: TABLE.find(method, path),
     }
     asyncio.run(Shedding(app, cast(Serving, server))(scope, receive, send))
     body = b"".join(message.get("body", b"") for message in sent)
@@ -87,7 +92,8 @@ def test_refused_without_reading(path: str, query: str, name: str, kinds: tuple[
     assert status == 503
     assert body == {"error": "Full."} if path.startswith("/v2") else body["code"] == "overloaded"
     assert (scope["state"]["model"], scope["state"]["problem"]) == (name, "overloaded")
-    assert scope["route"].path in ("/classify", "/introspect", "/v2/models/{name}/infer")
+    template = path.replace("resnet50", "{name}").replace("/1/", "/{version}/")
+    assert scope["route"].path == template  # which metrics and logs name
 
 
 @pytest.mark.parametrize("full", BOTH)

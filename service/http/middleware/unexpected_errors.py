@@ -1,4 +1,4 @@
-"""What every request passes before its route: plain ASGI, one concern a class."""
+"""Errors that nobody foresaw: a 500 with the request's id for the client, the traceback for the log."""
 
 from __future__ import annotations
 
@@ -13,20 +13,8 @@ from service.telemetry.logs import request_ids
 logger = logging.getLogger("residuum")
 
 
-class HeadAsGet:
-    """HEAD is answered wherever GET is; the server leaves the body out."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET", "requested_method": "HEAD"}
-        await self.app(scope, receive, send)
-
-
 class UnexpectedErrors:
-    """What nobody foresaw becomes a 500 with the request's id, and its traceback goes to the log."""
+    """Answer an unexpected exception with 500, or with 503 where the server stops and waits no longer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

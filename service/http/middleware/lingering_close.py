@@ -1,8 +1,8 @@
-"""An answer to a client that is still sending.
+"""Closing a connection whose client is still sending (nginx calls this `lingering_close`).
 
-A server that refuses a body and closes at once makes the client's kernel reset the connection, and the answer
-may be lost with it. So the whole answer is sent first, then some of what still comes is read and thrown
-away, and only then the connection closes (nginx calls this `lingering_close`).
+If a server refuses a body and closes at once, the client's kernel resets the connection, and the answer may
+be lost. So the whole answer is sent first, then the rest of the body is read and discarded for a while, and
+only then does the connection close.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ LINGER_S = 2.0
 LINGER_BYTES = 64 * 2**20
 
 
-class Lingering:
-    """Lets an answer with `Connection: close` end when the body has, or LINGER_S or LINGER_BYTES later."""
+class LingeringClose:
+    """Hold back the end of an answer with `Connection: close` until the request's body has ended.
+
+    It waits for LINGER_S or LINGER_BYTES at most.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,14 +43,14 @@ class Lingering:
                 closes = Headers(raw=message["headers"]).get("connection") == "close"
             elif closes and not body_ended and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                await _drop_the_rest(receive)
+                await _discard_body(receive)
                 message = {"type": "http.response.body"}
             await send(message)
 
         await self.app(scope, note_end, linger)
 
 
-async def _drop_the_rest(receive: Receive) -> None:
+async def _discard_body(receive: Receive) -> None:
     dropped = 0
     try:
         async with asyncio.timeout(LINGER_S):
