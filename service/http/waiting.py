@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import DeadlineExceeded
-from service.runtime.lifecycle import Serving, T
+from service.runtime.lifecycle import Serving
 
-if TYPE_CHECKING:
-    pass
+T = TypeVar("T")
 
 
 def serving_of(request: Request) -> Serving:
@@ -41,7 +40,7 @@ async def while_client_waits(request: Request, deadline: float, work: Coroutine[
         if gone.done():
             serving_of(request).metrics.cancelled()
             raise ClientDisconnect
-        wait_s = serving_of(request).seconds_until_free()
+        wait_s = serving_of(request).execution.seconds_until_free()
         raise DeadlineExceeded("The request's deadline has passed.", wait_s)
     finally:
         task.cancel()

@@ -11,7 +11,7 @@ Lines of JSON, each with a `kind`, over a socket that the supervisor (workers.py
                                             answer   id, why: of submit; null where all have made it
     idle     nothing accepted is left       close    alone: whether the others go on
 
-This module knows nothing of models, HTTP servers and processes.
+This module knows nothing of HTTP servers and processes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
 from service.errors import LoadRefused, NotReady, Problem
+from service.runtime.changes import Action, Apply
 
 logger = logging.getLogger("residuum")
 
 ALIVE_S = 1.0
-
-Apply = Callable[[str, str], Awaitable[None]]  # action ("load" or "unload"), name of the model
 
 
 def line(kind: str, **members: Any) -> bytes:
@@ -46,7 +45,7 @@ class Fleet:
         changes: action and name of those that were made before this worker was started.
     """
 
-    def __init__(self, connection: socket.socket, changes: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, connection: socket.socket, changes: Sequence[tuple[Action, str]]) -> None:
         self._connection = connection
         self._before = changes
         self._to_make: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -74,7 +73,7 @@ class Fleet:
         if not self._writer.is_closing():  # as it is when the supervisor is dead
             self._writer.write(line(kind, **members))
 
-    async def submit(self, action: str, name: str) -> None:
+    async def submit(self, action: Action, name: str) -> None:
         """Have every worker make a change: this one, and when that went well, all others.
 
         Raises:

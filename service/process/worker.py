@@ -22,6 +22,7 @@ from service.process import allocator
 from service.process.entrance import Counts, Entrance
 from service.process.fleet import Fleet, line
 from service.process.server import SHORTEST_END_S, Server, describe_models, until
+from service.runtime.changes import Action
 from service.runtime.lifecycle import Serving
 from service.settings import Settings
 from service.telemetry import logs
@@ -34,7 +35,7 @@ def work(
     settings: Settings,
     listener: socket.socket,
     connection: socket.socket,
-    changes: Sequence[tuple[str, str]],
+    changes: Sequence[tuple[Action, str]],
     counts: Counts,
     number: int,
     others_serve: bool,

@@ -1,13 +1,19 @@
-"""Images and rows through a graph of a loaded model: admitted or refused, decoded, run."""
+"""Images and rows through a graph of a loaded model: admitted or refused, decoded, run.
+
+Batches and requests meet here: the batcher's errors become the problems that a client is told.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +21,14 @@ from numpy.typing import NDArray
 from artifact.manifest import GraphKind
 from artifact.preprocess import Preprocessed, Row
 from service.batching.batcher import Admission
-from service.batching.types import Result
-from service.errors import NotFound
+from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result
+from service.errors import DeadlineExceeded, EngineFailed, NotFound, NotReady, Overloaded
+from service.runtime.decoding import DecodePool
 from service.runtime.model import LoadedGraph, LoadedModel
+from service.runtime.repository import Repository
 from service.telemetry.stages import Stages
 
-if TYPE_CHECKING:
-    pass
+logger = logging.getLogger("residuum")
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,142 @@ class Ran:
 
     images: list[Preprocessed]
     results: list[Result]
-    stages: Stages  # queue and inference: of the image that finished last
+    stages: Stages  # `queue` and `inference` belong to the image that finished last
 
 
 def stages_of(results: Sequence[Result], decode_ms: float) -> Stages:
-    """How long a request took until now: queue and inference are those of the row that finished last."""
+    """Return how long a request took until now; queue and inference are those of the slowest row."""
     last = max(results, key=lambda result: result.queue_ms + result.inference_ms)
     return Stages(decode_ms, last.queue_ms, last.inference_ms, last.batch_size)
 
 
 def graph_of(model: LoadedModel, kind: GraphKind) -> LoadedGraph:
-    """Raises NotFound: the model has no such graph."""
+    """Return a graph of the model; raise NotFound if the model has none of that kind."""
     if kind not in model.graphs:
         raise NotFound(f"The model {model.name!r} has no {kind} graph.")
     return model.graphs[kind]
+
+
+class Execution:
+    """Runs what requests bring.
+
+    Args:
+        models: the repository whose devices are shared by all graphs.
+        suspect: called with a graph on which a batch failed.
+        timeout_ms: the longest that a request may take.
+    """
+
+    def __init__(
+        self,
+        models: Repository,
+        decoders: DecodePool,
+        suspect: Callable[[LoadedGraph], None],
+        timeout_ms: int,
+    ) -> None:
+        self._models = models
+        self._decoders = decoders
+        self._suspect = suspect
+        self._timeout_ms = timeout_ms
+
+    def deadline(self, timeout_ms: int | None) -> float:
+        """Return when a request that starts now must be answered, in `time.monotonic()`.
+
+        A client's own timeout can only shorten the server's.
+        """
+        return time.monotonic() + min(timeout_ms or self._timeout_ms, self._timeout_ms) / 1000
+
+    def seconds_until_free(self) -> float:
+        """Return after how many seconds everything that was admitted should be done, on every device."""
+        now = time.monotonic()
+        schedulers = self._models.devices.schedulers
+        return max((scheduler.seconds_until_free(now) for scheduler in schedulers), default=0.0)
+
+    def check_room(self, model: LoadedModel, kind: GraphKind, deadline: float) -> None:
+        """Raise what `run_images` would raise for one image now, before its body is read."""
+        with self._problems(graph := graph_of(model, kind)):
+            graph.batcher.check_room(1, deadline, self._decoders.seconds_for(1))
+
+    def check_time(self, model: LoadedModel, kind: GraphKind, num_rows: int, deadline: float) -> None:
+        """Refuse rows that cannot be done in time; there may be more of them than the queue holds.
+
+        Raises:
+            DeadlineExceeded: the rows would be late even if nothing else came.
+            NotFound: the model has no such graph.
+        """
+        with self._problems(graph := graph_of(model, kind)):
+            graph.batcher.check_time(num_rows, deadline)
+
+    async def run_images(
+        self,
+        model: LoadedModel,
+        kind: GraphKind,
+        images: Sequence[bytes],
+        deadline: float,
+        *,
+        inputs: Mapping[str, NDArray[Any]] | None = None,
+        keep_original: bool = False,
+    ) -> Ran:
+        """Run image files through a graph of the model; all are admitted or none.
+
+        Args:
+            inputs: what the graph takes beside the image, the same for all images.
+
+        Raises:
+            Overloaded, DeadlineExceeded, NotReady, EngineFailed: refused, too late, or the engine failed.
+            BadImage, TooManyBytes: the first image that cannot be used.
+            NotFound: the model has no such graph.
+        """
+        graph = graph_of(model, kind)
+        started = time.monotonic()
+        with self._problems(graph):
+            decoded_in_s = self._decoders.seconds_for(len(images))
+            with graph.batcher.admit(len(images), deadline, decoded_in_s) as admission:
+                spec = model.manifest.preprocessing
+                photographs = await self._decoders.preprocess(images, spec, keep_original)
+                decode_s = time.monotonic() - started
+                for _ in photographs:
+                    graph.meter.decoded(decode_s / len(photographs))
+                rows = [{"images": photograph.pixels, **(inputs or {})} for photograph in photographs]
+                results = await _results(admission, rows)
+        return Ran(photographs, results, stages_of(results, decode_s * 1000))
+
+    async def run_rows(
+        self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
+    ) -> list[Result]:
+        """Run every row through a graph of the model, in order; raise as `run_images` but for images."""
+        graph = graph_of(model, kind)
+        with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
+            return await _results(admission, rows)
+
+    async def run_logits(
+        self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
+    ) -> list[NDArray[np.float32]]:
+        """Run rows as `run_rows` does, and keep only the logits of what comes out."""
+        graph = graph_of(model, kind)
+        with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
+            return await _logits(admission, rows)
+
+    @contextmanager
+    def _problems(self, graph: LoadedGraph) -> Iterator[None]:
+        """Raise the batcher's errors as problems, and have a graph checked on which a batch failed."""
+        try:
+            yield
+        except QueueFull as error:
+            raise Overloaded(
+                "As many images are waiting as the server takes.", error.retry_after_s
+            ) from error
+        except DeadlineMissed as error:
+            raise DeadlineExceeded(
+                "The images cannot be done before the request's deadline.", error.retry_after_s
+            ) from error
+        except Paused as error:
+            raise EngineFailed("The engine failed and is being rebuilt.") from error
+        except BatchFailed as error:
+            logger.error("A batch failed: %s", error)
+            self._suspect(graph)
+            raise EngineFailed("The engine failed on the batch that the images were in.") from error
+        except Closed as error:
+            raise NotReady("The server is shutting down.") from error
 
 
 async def _results(admission: Admission, rows: Sequence[Row]) -> list[Result]:
@@ -52,7 +181,7 @@ async def _results(admission: Admission, rows: Sequence[Row]) -> list[Result]:
         futures = admission.submit(rows)
         return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
     finally:
-        for future in futures:  # if one failed, the others' places are free again
+        for future in futures:  # if one failed, the others give their places in the queue back
             future.cancel()
 
 
@@ -60,7 +189,7 @@ async def _logits(admission: Admission, rows: Sequence[Row]) -> list[NDArray[np.
     futures = deque(admission.submit(rows))
     found = []
     try:
-        while futures:  # a future holds all that its batch gave
+        while futures:  # a future holds all outputs of its row, so each is dropped as soon as it is read
             found.append((await asyncio.wrap_future(futures[0])).outputs["logits"].copy())
             futures.popleft()
         return found

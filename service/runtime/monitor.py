@@ -56,7 +56,7 @@ class Monitor:
         """`model graph` -> what is wrong, of the graphs that cannot serve now."""
         if not self._broken:  # the usual case, and every request asks
             return {}
-        names = {graph: f"{model.name} {graph.kind}" for model, graph in self._graphs()}
+        names = {graph: f"{model.name} {graph.kind}" for model, graph in self._models.graphs()}
         return {names[graph]: why for graph, why in self._broken.items() if graph in names}
 
     async def run(self) -> None:
@@ -69,18 +69,15 @@ class Monitor:
 
     def suspect(self, graph: LoadedGraph) -> None:
         """A batch failed: check that graph now, unless that is under way."""
-        for model, each in self._graphs():
+        for model, each in self._models.graphs():
             if each is graph:
                 self._start_check(model, graph)
-
-    def _graphs(self) -> list[tuple[LoadedModel, LoadedGraph]]:
-        return [(model, graph) for model in self._models for graph in model.graphs.values()]
 
     async def _check_regularly(self) -> None:
         """One graph after another: all at once would delay requests by more than a batch."""
         while self._check_interval:
             await asyncio.sleep(self._check_interval)
-            for model, graph in self._graphs():
+            for model, graph in self._models.graphs():
                 self._start_check(model, graph)
                 if check := self._checks.get(graph):
                     await asyncio.wait([check])
@@ -90,7 +87,7 @@ class Monitor:
             await asyncio.sleep(min(LOOK_S, self._hang_timeout / 4))
             for scheduler in self._models.devices.schedulers:
                 for job in scheduler.overdue(self._hang_timeout):
-                    for model, graph in self._graphs():
+                    for model, graph in self._models.graphs():
                         if graph.batcher is job.source:
                             self._mend(model, graph, "a batch hangs")
                     scheduler.abandon(job)
@@ -129,7 +126,7 @@ class Monitor:
         what = f"{model.name} {graph.kind}"
         pauses = chain(RETRY_S, repeat(RETRY_S[-1]))
         try:
-            while (model, graph) in self._graphs():
+            while (model, graph) in self._models.graphs():
                 logger.error("%s is not right, and is built anew: %s", what, self._broken[graph])
                 try:
                     await asyncio.to_thread(graph.rebuild)

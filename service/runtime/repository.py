@@ -1,9 +1,9 @@
 """Which models a server has: loaded, leased to requests, swapped, unloaded.
 
-A request leases its model. One that is swapped for another version or unloaded takes no new requests from
-then on, and is closed when the last one that has it is done. Everything but `load`, `locate` and `is_current`
-belongs to the thread of the event loop. It knows no HTTP but the errors for an unknown name and a refused
-change.
+A request leases its model. A model that is swapped for another version or unloaded takes no new requests, and
+is closed when its last lease ends. `load_configured`, `load`, `locate`, `is_current` and `known` block, and
+run on threads of their own; every other method belongs to the thread of the event loop. This module knows no
+HTTP but the errors for an unknown name, a refused change and a server that is not ready.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from artifact.manifest import MANIFEST_FILE, ManifestError, read_manifest
 from artifact.store import EMBEDDED, artifacts_in, find_artifact
 from service.errors import LoadRefused, NotReady, UnknownModel
 from service.runtime.loading import load_model
-from service.runtime.model import Devices, LoadedModel
+from service.runtime.model import Devices, LoadedGraph, LoadedModel
 from service.runtime.opening import LoadError
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -31,50 +31,68 @@ SERVED_ON = "What was loaded before is served on."
 
 
 class Repository:
-    """The loaded models by name; the first one is the default."""
+    """The loaded models by name; the first one is the default. It is empty until `load_configured`.
+
+    Args:
+        stop: set when loading should end early.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None, stop: Event | None = None) -> None:
-        """Load every model of `settings.model`, unless `stop` is set meanwhile.
-
-        Raises:
-            LoadError: one of them cannot be served, or stopped; those loaded before it are closed again. Or
-                there is no directory to watch.
-        """
-        if settings.watch and not settings.artifacts.is_dir():
-            raise LoadError(f"--watch: there is no directory {settings.artifacts}; --artifacts says which")
         self._settings = settings
         self._metrics = metrics or Metrics()
         self._stop = stop
         self._devices = Devices(settings)
         self._models: dict[str, LoadedModel] = {}
-        self._directories: dict[str, Path] = {}  # of all that were ever loaded
+        self._directories: dict[str, Path] = {}  # of every model that was ever loaded
         self._leases: dict[LoadedModel, int] = {}
         self._closing: list[Thread] = []
+        self._why_not_ready: str | None = "loading its models"
+
+    def load_configured(self) -> None:
+        """Load every model of `settings.model`.
+
+        Raises:
+            LoadError: a model cannot be served, loading was stopped, or there is no directory to watch; the
+                models that were loaded before are closed again.
+        """
         try:
-            for name in settings.model:
-                model = self._load(find_artifact(name, settings.artifacts))
+            if self._settings.watch and not self._settings.artifacts.is_dir():
+                raise LoadError(
+                    f"--watch: there is no directory {self._settings.artifacts}; --artifacts says which"
+                )
+            for name in self._settings.model:
+                model = self._load(find_artifact(name, self._settings.artifacts))
                 if model.name in self._models:
                     model.close()
                     raise LoadError(f"--model {name}: a model named {model.name!r} is loaded already")
                 self.put(model)
-        except BaseException:
+        except BaseException as error:
+            self._why_not_ready = f"failed: {str(error) or repr(error)}"
             self.close()
             raise
+        self._why_not_ready = None
 
     def __iter__(self) -> Iterator[LoadedModel]:
+        """Iterate over the loaded models; raise NotReady before they are loaded."""
+        self._check_ready()
         return iter(tuple(self._models.values()))
+
+    def graphs(self) -> list[tuple[LoadedModel, LoadedGraph]]:
+        """Return every graph that is loaded now, with its model."""
+        return [(model, graph) for model in [*self._models.values()] for graph in model.graphs.values()]
 
     @property
     def devices(self) -> Devices:
         return self._devices
 
     def get(self, name: str | None) -> LoadedModel:
-        """The model of that name, or the default one.
+        """Return the model of that name, or the default one.
 
         Raises:
-            UnknownModel: none has that name.
-            NotReady: there is no default one: all are unloaded.
+            UnknownModel: no loaded model has that name.
+            NotReady: models are being loaded or could not be, or there is no default one: all are unloaded.
         """
+        self._check_ready()
         if name is None:
             for model in self._models.values():
                 return model
@@ -87,7 +105,7 @@ class Repository:
 
     @contextmanager
     def lease(self, name: str | None) -> Iterator[LoadedModel]:
-        """The model, which stays open meanwhile, whatever is swapped or unloaded; raises what `get` does."""
+        """Keep a model open until the end of `with`, whatever is swapped or unloaded; raise as `get`."""
         model = self.get(name)
         self._leases[model] += 1
         try:
@@ -97,11 +115,13 @@ class Repository:
             self._close_unused(model)
 
     def locate(self, name: str) -> Path:
-        """The directory of an artifact by its model's name, or by its own below --artifacts; never a path.
+        """Return an artifact's directory by its model's name, or by its own name below --artifacts.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: there is no such artifact, or `name` is a path.
+            NotReady: models are being loaded, or could not be.
         """
+        self._check_ready()
         if NAME.fullmatch(name):
             known = self.known()
             if name in known:
@@ -111,10 +131,10 @@ class Repository:
         raise UnknownModel(f"There is no artifact named {name!r}.", "Put it below --artifacts.")
 
     def load(self, directory: Path) -> LoadedModel:
-        """Load an artifact, which is served after `put`. For a thread of its own.
+        """Load an artifact, which is served after `put`.
 
         Raises:
-            LoadRefused: it cannot be served; what is loaded is served on.
+            LoadRefused: the artifact cannot be served; the models that are loaded are served on.
         """
         if (name := _manifest_name(directory)) is not None:
             self._check_place(name, directory)
@@ -122,12 +142,12 @@ class Repository:
             return self._load(directory, keep=False)
         except LoadError as error:
             raise LoadRefused(f"{error}.", SERVED_ON) from error
-        except Exception as error:  # what nobody foresaw is wrong with the artifact too
+        except Exception as error:  # an unforeseen error refuses the artifact too
             logger.exception("%s cannot be loaded", directory)
             raise LoadRefused(f"cannot load {directory}: {error!r}.", SERVED_ON) from error
 
     def _check_place(self, name: str, directory: Path) -> None:
-        """A model has one directory, and a directory one model; raises LoadRefused."""
+        """Raise LoadRefused unless a model has one directory, and a directory one model."""
         for loaded, path in dict(self._directories).items():
             if loaded not in self._models or (loaded == name) == (path == directory):
                 continue
@@ -143,15 +163,15 @@ class Repository:
                 )
 
     def is_current(self, directory: Path) -> bool:
-        """Whether the artifact is loaded as it lies there."""
-        loaded = [model for model in self if model.directory == directory]
+        """Return whether the loaded model is the artifact that lies in `directory` now."""
+        loaded = [model for model in [*self._models.values()] if model.directory == directory]
         try:
             return bool(loaded) and loaded[0].manifest == read_manifest(directory, verify=False)
         except ManifestError:
             return False
 
     def put(self, model: LoadedModel) -> None:
-        """Serve the model from now on, in place of the one of its name."""
+        """Serve the model from now on, in place of the model of its name."""
         replaced = self._models.get(model.name)
         self._models[model.name] = model
         self._leases[model] = 0
@@ -169,14 +189,14 @@ class Repository:
             self._close_unused(replaced)
 
     def remove(self, name: str) -> None:
-        """Serve it no more; raises UnknownModel."""
+        """Serve the model no more; raise UnknownModel if there is none of that name."""
         model = self.get(name)
         del self._models[name]
         self._metrics.unloaded(name)
         self._close_unused(model)
 
     def known(self) -> dict[str, Path]:
-        """Names and directories of all that is loaded, was loaded, or lies among the artifacts."""
+        """Return name -> directory of every model that is loaded, was loaded, or lies below --artifacts."""
         known = dict(self._directories)  # which the event loop may change meanwhile
         loaded = {
             name: path
@@ -188,11 +208,16 @@ class Repository:
         return {name: path for name, path in names if name is not None} | loaded
 
     def close(self, timeout_s: float | None = None) -> None:
+        """Close every model and end the threads of the devices; wait `timeout_s` at most for each."""
         for model in {**self._leases}:
             model.close(timeout_s)
         for thread in self._closing:
             thread.join(timeout_s)
         self._devices.close(timeout_s)
+
+    def _check_ready(self) -> None:
+        if self._why_not_ready:
+            raise NotReady(f"The server is not ready: {self._why_not_ready}.")
 
     def _load(self, directory: Path, keep: bool = True) -> LoadedModel:
         return load_model(
@@ -200,7 +225,7 @@ class Repository:
         )
 
     def _close_unused(self, model: LoadedModel) -> None:
-        """Close a model that is served no more once nobody has it."""
+        """Close a model that is served no more and that no request has leased."""
         if self._models.get(model.name) is model or self._leases.get(model) != 0:
             return
         del self._leases[model]
@@ -210,7 +235,7 @@ class Repository:
 
 
 def _manifest_name(directory: Path) -> str | None:
-    """The model's name in the artifact there; None: it cannot be read."""
+    """Return the model's name in the artifact there, or None if its manifest cannot be read."""
     try:
         return read_manifest(directory, verify=False).name
     except ManifestError:

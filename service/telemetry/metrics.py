@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from threading import Lock
 
 from prometheus_client import (
@@ -26,7 +27,6 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 
-STATES = ("loading", "ready", "unhealthy", "draining", "failed")
 UNMATCHED = "unmatched"  # the route of a request for a path that does not exist
 
 # fmt: off
@@ -40,6 +40,17 @@ OPENMETRICS = "application/openmetrics-text"
 BATCH_SIZES = tuple(2**n for n in range(11))
 GRAPH = ("model", "graph")
 INFO = ("model", "version", "graph", "precision", "engine", "device")
+
+
+class ServerState(StrEnum):
+    """What a server is doing; runtime/lifecycle.py says which state follows which."""
+
+    LOADING = "loading"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    FAILED = "failed"
+
 
 # These would be a second series beside every counter and histogram, which the files of workers do not have.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -123,7 +134,7 @@ class Metrics:
         self._model_info = gauge("residuum_model_info", "A graph that is loaded, and what runs it", INFO)
         self._loaded: dict[tuple[str, str], tuple[str, ...]] = {}  # model and graph -> labels of its info
         self._lock = Lock()
-        self.state(STATES[0])
+        self.state(ServerState.LOADING)
 
     def request(self, route: str, model: str, status: int, seconds: float) -> None:
         """A request was answered; `route`: a template or UNMATCHED; `model`: a loaded one's name or empty."""
@@ -168,10 +179,10 @@ class Metrics:
         self._rebuilt.labels(model, kind).inc()
 
     def state(self, state: str) -> None:
-        """The server is in this one of STATES now."""
-        for each in STATES:
-            self._state.labels(each).set(each == state)
-        self._ready.set(state == "ready")
+        """Note the ServerState that the server is in now."""
+        for each in ServerState:
+            self._state.labels(each.value).set(each == state)
+        self._ready.set(state == ServerState.READY)
 
     def loaded(self, model: str, version: str, kind: str, precision: str, engine: str, device: str) -> None:
         """A graph serves from now on, in place of the one of its model and kind that did."""

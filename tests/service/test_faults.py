@@ -76,7 +76,7 @@ def test_a_full_disk_keeps_nobody_from_being_served(
     monkeypatch.setattr("tests.support.live.SERVE", full + SERVE)
     flags = FLAGS | {"threads": 2, "admin_key": "boss", "engine_cache": tmp_path / "cache"}
     with live_server(model=artifact, **flags) as server:
-        assert any("The choice of engines is not kept: " in line for line in server.log)
+        assert any("The choice of engines is not stored: " in line for line in server.log)
         ask_all(server, expected)
         large = encode(photograph(1500, 1000), "BMP")
         files = [("image", large)] * 3

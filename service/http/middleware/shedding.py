@@ -49,7 +49,7 @@ class Shedding:
             name = named[1].decode()
         model = self._serving.models.get(name)
         timeout_ms = TIMEOUT_MS.search(query)
-        deadline = self._serving.deadline(int(timeout_ms[1]) if timeout_ms else None)
+        deadline = self._serving.execution.deadline(int(timeout_ms[1]) if timeout_ms else None)
         try:
             self._check_any(model, call.policy.runs, deadline)
         except Problem:
@@ -63,7 +63,7 @@ class Shedding:
         for kind in kinds:
             if kind in model.graphs:
                 try:
-                    return self._serving.check_room(model, kind, deadline)
+                    return self._serving.execution.check_room(model, kind, deadline)
                 except Problem as problem:
                     refused = problem
         if refused:

@@ -46,12 +46,12 @@ async def classify(
 ) -> Classification:
     """The most probable classes of every image. PUT is the same call, for `curl -T cat.jpg` sends that."""
     serving = serving_of(request)
-    with serving.lease(query.model) as model:
+    with serving.models.lease(query.model) as model:
         request.state.model = model.name
         top_k = _allowed_top_k(query, model)
         images = await read_images(request, serving.settings)
         started = time.monotonic()
-        deadline = serving.deadline(query.timeout_ms)
+        deadline = serving.execution.deadline(query.timeout_ms)
         parameters = ("classify", model.fingerprint, top_k)
         work = serving.cache.get(
             images, parameters, lambda: _classify(serving, model, images, top_k, deadline)
@@ -101,7 +101,7 @@ def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
 async def _classify(
     serving: Serving, model: LoadedModel, images: list[bytes], top_k: int, deadline: float
 ) -> _Classified:
-    ran = await serving.run_images(model, "classify", images, deadline)
+    ran = await serving.execution.run_images(model, "classify", images, deadline)
     results = [
         ImageResult(
             predictions=top_predictions(result.outputs["logits"], model.manifest.labels, top_k),

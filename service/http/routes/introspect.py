@@ -75,14 +75,14 @@ async def introspect(request: Request, query: Annotated[IntrospectParameters, Qu
     serving = serving_of(request)
     media_type = negotiate(request.headers.getlist("accept"))
     form = FORMS[media_type]
-    with serving.lease(query.model) as model:
+    with serving.models.lease(query.model) as model:
         request.state.model = model.name
         try:
             options = shown(form, resolve(query, model.manifest), model.manifest)
         except ParameterError as error:
             raise InvalidParameter(error.parameter, error.detail, error.hint) from error
         image = await read_image(request, serving.settings)
-        deadline = serving.deadline(query.timeout_ms)
+        deadline = serving.execution.deadline(query.timeout_ms)
         asked = query.model_dump_json(exclude={"timeout_ms"})
         parameters = ("introspect", model.fingerprint, asked, media_type)
         work = serving.cache.get(
@@ -114,9 +114,9 @@ async def _introspect(
     if form in WITH_PICTURES:
         serving.drawings.check_room()
     if num_rows := num_lesion_rows(options):
-        serving.check_time(model, "introspect", num_rows, deadline)
+        serving.execution.check_time(model, "introspect", num_rows, deadline)
     graph = graph_of(model, graph_kind(model.manifest, options))
-    ran = await serving.run_images(
+    ran = await serving.execution.run_images(
         model,
         graph.kind,
         [data],
@@ -131,7 +131,8 @@ async def _introspect(
     try:
         return _Introspected(await serving.drawings.draw(body, deadline), ran.stages)
     except TimeoutError as error:
-        raise DeadlineExceeded("The request's deadline has passed.", serving.seconds_until_free()) from error
+        wait_s = serving.execution.seconds_until_free()
+        raise DeadlineExceeded("The request's deadline has passed.", wait_s) from error
 
 
 async def _without_blocks(
@@ -142,7 +143,7 @@ async def _without_blocks(
     logits = [
         logits_K
         for rows in lesion_chunks(model, ran.images[0].pixels, options)
-        for logits_K in await serving.run_logits(model, "introspect", rows, deadline)
+        for logits_K in await serving.execution.run_logits(model, "introspect", rows, deadline)
     ]
     if not logits:
         return None, ran

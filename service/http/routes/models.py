@@ -42,7 +42,7 @@ async def load_model(request: Request, name: str) -> ModelList:
     the model of its name. No request fails meanwhile: those that have the old one finish with it. Answers
     with what is loaded then."""
     serving = serving_of(request)
-    await serving.load_model(name)
+    await serving.changes.load_model(name)
     return _list(serving.models)
 
 
@@ -51,7 +51,7 @@ async def load_model(request: Request, name: str) -> ModelList:
 async def unload_model(request: Request, name: str) -> ModelList:
     """It takes no new requests; those that have it finish. Answers with what is loaded then."""
     serving = serving_of(request)
-    await serving.unload_model(name)
+    await serving.changes.unload_model(name)
     return _list(serving.models)
 
 

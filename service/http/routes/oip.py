@@ -139,7 +139,7 @@ async def oip_infer(request: Request, name: str) -> Response:
         body = await read_body(request, settings, settings.max_request_bytes)
         size = model.manifest.preprocessing.crop
         inference = parse_inference(body, request.headers.get(HEADER_LENGTH), size, settings.max_images)
-        deadline = serving.deadline(inference.timeout_ms)
+        deadline = serving.execution.deadline(inference.timeout_ms)
         work = _run(serving, model, inference, deadline)
         results, request.state.stages = await while_client_waits(request, deadline, work)
         logits_NK = np.stack([result.outputs["logits"] for result in results])
@@ -158,12 +158,12 @@ async def _run(
 ) -> tuple[list[Result], Stages]:
     if isinstance(inference.images, list):
         try:
-            ran = await serving.run_images(model, "classify", inference.images, deadline)
+            ran = await serving.execution.run_images(model, "classify", inference.images, deadline)
         except BadImage as error:  # 422 elsewhere; in this protocol what is wrong with a request is 400
             raise InvalidInference(error.detail, error.hint) from error
         return ran.results, ran.stages
     rows = [{"images": pixels} for pixels in inference.images]
-    results = await serving.run_rows(model, "classify", rows, deadline)
+    results = await serving.execution.run_rows(model, "classify", rows, deadline)
     return results, stages_of(results, decode_ms=0)
 
 
@@ -196,7 +196,7 @@ async def oip_load(request: Request, name: str) -> dict[str, Any]:
             f"Loading takes no parameters; this request has {', '.join(given)}.",
             "An artifact describes itself: docs/artifact.md.",
         )
-    await serving_of(request).load_model(name)
+    await serving_of(request).changes.load_model(name)
     return {}
 
 
@@ -209,7 +209,7 @@ async def oip_load(request: Request, name: str) -> dict[str, Any]:
 async def oip_unload(request: Request, name: str) -> dict[str, Any]:
     """With an admin key. No model depends on another, so `unload_dependents` changes nothing."""
     await _read_json(request, LoadRequest)
-    await serving_of(request).unload_model(name)
+    await serving_of(request).changes.unload_model(name)
     return {}
 
 
@@ -237,7 +237,7 @@ for path in UNSUPPORTED:
 @contextmanager
 def _leased(request: Request, name: str) -> Iterator[LoadedModel]:
     """The model of that name, whose version is the one in the path, if there is one."""
-    with serving_of(request).lease(name) as model:
+    with serving_of(request).models.lease(name) as model:
         version = request.path_params.get("version", model.manifest.version)
         if version != model.manifest.version:
             raise UnknownModel(

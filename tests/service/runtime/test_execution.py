@@ -30,7 +30,8 @@ from service.telemetry.metrics import Metrics
 
 def request_with(receive: Callable[[], Awaitable[Message]]) -> Request:
     app = FastAPI()
-    app.state.serving = SimpleNamespace(metrics=Metrics(), seconds_until_free=lambda: 7.0)
+    execution = SimpleNamespace(seconds_until_free=lambda: 7.0)
+    app.state.serving = SimpleNamespace(metrics=Metrics(), execution=execution)
     return Request({"type": "http", "method": "POST", "path": "/", "headers": [], "app": app}, receive)
 
 
@@ -142,7 +143,7 @@ def test_a_client_that_leaves_frees_its_places(
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        work = serving.run_rows(model, "classify", [row(1), row(2)], soon())
+        work = serving.execution.run_rows(model, "classify", [row(1), row(2)], soon())
         request = asyncio.create_task(while_client_waits(request_with(leaves_later), soon(), work))
         while batcher.num_waiting < 2:
             await asyncio.sleep(0)
@@ -156,7 +157,7 @@ def test_a_client_that_leaves_frees_its_places(
 
 def test_results_come_in_order(serving: Serving, model: LoadedModel, gate: Gate) -> None:
     gate.go_on.set()
-    results = asyncio.run(serving.run_rows(model, "classify", [row(3), row(4)], soon()))
+    results = asyncio.run(serving.execution.run_rows(model, "classify", [row(3), row(4)], soon()))
     assert [float(result.outputs["x"][0]) for result in results] == [3, 4]
 
 
@@ -177,7 +178,7 @@ def test_of_what_comes_out_only_the_logits_are_kept(serving: Serving) -> None:
     graph = SimpleNamespace(batcher=batcher)
     model = cast(LoadedModel, SimpleNamespace(name="test", graphs={"introspect": graph}))
     rows = [row(value) for value in range(5)]
-    logits = asyncio.run(serving.run_logits(model, "introspect", rows, soon()))
+    logits = asyncio.run(serving.execution.run_logits(model, "introspect", rows, soon()))
     batcher.close()
     assert [float(one[0]) for one in logits] == [0, 2, 4, 6, 8]
     assert all(one.base is None for one in logits)
@@ -188,9 +189,9 @@ def test_rows_that_cannot_be_done_in_time_are_refused_at_once(serving: Serving) 
     batcher = Batcher([Runner(dict, {1: 10_000.0})], Scheduler("test", 1), max_wait_ms=0, queue_capacity=2)
     graph = SimpleNamespace(batcher=batcher)
     model = cast(LoadedModel, SimpleNamespace(name="test", graphs={"introspect": graph}))
-    serving.check_time(model, "introspect", 5, soon())
+    serving.execution.check_time(model, "introspect", 5, soon())
     with pytest.raises(DeadlineExceeded):
-        serving.check_time(model, "introspect", 7, soon())
+        serving.execution.check_time(model, "introspect", 7, soon())
     batcher.close()
 
 
@@ -200,25 +201,25 @@ def test_the_batchers_refusals_are_problems(
     batcher.submit([row(0)])
     assert gate.started.wait(60)
     with pytest.raises(Overloaded):
-        asyncio.run(serving.run_rows(model, "classify", [row(1)] * 3, soon()))
+        asyncio.run(serving.execution.run_rows(model, "classify", [row(1)] * 3, soon()))
     with pytest.raises(DeadlineExceeded):
-        asyncio.run(serving.run_rows(model, "classify", [row(1)], time.monotonic()))
+        asyncio.run(serving.execution.run_rows(model, "classify", [row(1)], time.monotonic()))
     gate.go_on.set()
     with pytest.raises(EngineFailed):
-        asyncio.run(serving.run_rows(model, "classify", [row(-1)], soon()))
+        asyncio.run(serving.execution.run_rows(model, "classify", [row(-1)], soon()))
     batcher.pause()
     with pytest.raises(EngineFailed):
-        asyncio.run(serving.run_rows(model, "classify", [row(1)], soon()))
+        asyncio.run(serving.execution.run_rows(model, "classify", [row(1)], soon()))
     batcher.close()
     with pytest.raises(NotReady):
-        asyncio.run(serving.run_rows(model, "classify", [row(1)], soon()))
+        asyncio.run(serving.execution.run_rows(model, "classify", [row(1)], soon()))
 
 
 def test_a_client_can_only_shorten_the_deadline(serving: Serving) -> None:
     now = time.monotonic()
-    assert 59 < serving.deadline(None) - now < 90
-    assert 59 < serving.deadline(1_000_000) - now < 90
-    assert serving.deadline(1) - now < 30
+    assert 59 < serving.execution.deadline(None) - now < 90
+    assert 59 < serving.execution.deadline(1_000_000) - now < 90
+    assert serving.execution.deadline(1) - now < 30
 
 
 def test_loading_that_fails_is_said(tmp_path: Any) -> None:
@@ -227,6 +228,6 @@ def test_loading_that_fails_is_said(tmp_path: Any) -> None:
     asyncio.run(serving.load())
     assert told == [serving]
     assert serving.state == "failed"
-    with pytest.raises(NotReady, match="--model nix"):
-        serving.lease(None)
+    with pytest.raises(NotReady, match="not ready: failed: --model nix"):
+        serving.models.get(None)
     serving.close(1)

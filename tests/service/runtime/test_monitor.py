@@ -360,7 +360,7 @@ def test_a_model_that_is_unloaded_while_it_is_broken_is_forgotten(
             broken.fault = sticky
             assert code_of(await server.classify(model="resnet20")) == "engine_failed"
             await server.until_state("unhealthy")
-            await server.serving.unload_model("resnet20")
+            await server.serving.changes.unload_model("resnet20")
             assert server.serving.state == "ready"
             workshop.may_open.set()
             await server.until(lambda: len(workshop.now()) == 1)  # nothing of it is left open
@@ -383,7 +383,7 @@ def test_a_model_that_is_unloaded_while_a_batch_hangs_is_left_alone(
             lost = asyncio.create_task(server.classify(model="resnet20"))
             await server.until(hang.held.is_set)
             lost.cancel()  # its lease ends
-            await server.serving.unload_model("resnet20")
+            await server.serving.changes.unload_model("resnet20")
             introspect = workshop.now("introspect")[1]
             await server.until(lambda: introspect.closed == 1)  # after classify, which was given up
             assert not hung.closed

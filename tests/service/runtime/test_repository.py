@@ -46,6 +46,13 @@ def copy(artifact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(artifact, tmp_path / "artifacts" / "copy"))
 
 
+def loaded(settings: Settings) -> Repository:
+    """A repository with the models that the settings name."""
+    made = Repository(settings)
+    made.load_configured()
+    return made
+
+
 def change_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -137,7 +144,7 @@ def test_the_embedded_model_loads(embedded: Path, settings: Settings) -> None:
 def test_names_and_the_default(artifact: Path, copy: Path, settings: Settings) -> None:
     change_manifest(copy, lambda manifest: manifest.update(name="second"))
     wanted = settings.model_copy(update={"model": (str(artifact), "copy"), "artifacts": copy.parent})
-    repository = Repository(wanted)
+    repository = loaded(wanted)
     assert [model.name for model in repository] == ["resnet20", "second"]
     assert repository.get(None).name == "resnet20"
     assert repository.get("second").name == "second"
@@ -150,7 +157,7 @@ def test_names_and_the_default(artifact: Path, copy: Path, settings: Settings) -
 def test_two_of_one_name_are_refused(artifact: Path, copy: Path, settings: Settings) -> None:
     wanted = settings.model_copy(update={"model": (str(artifact), str(copy))})
     with pytest.raises(LoadError, match="a model named 'resnet20' is loaded already"):
-        Repository(wanted)
+        loaded(wanted)
 
 
 def test_an_unknown_artifact_is_refused_with_what_there_is(copy: Path) -> None:
@@ -189,7 +196,7 @@ def answers(model: LoadedModel) -> bool:
 def test_a_leased_model_stays_open_until_the_last_one_gives_it_back(
     copy: Path, settings: Settings, closed: Queue[OnnxRuntimeEngine], swapped: bool
 ) -> None:
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
     with repository.lease(None) as model:
         with suppress(KeyError), repository.lease("resnet20") as again:
             assert again is model
@@ -213,7 +220,7 @@ def test_a_leased_model_stays_open_until_the_last_one_gives_it_back(
 def test_what_nobody_has_is_closed_at_once(
     copy: Path, settings: Settings, closed: Queue[OnnxRuntimeEngine]
 ) -> None:
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
     model = repository.get(None)
     repository.remove("resnet20")
     assert {closed.get(timeout=60) for _ in engines_of(model)} == engines_of(model)
@@ -221,7 +228,7 @@ def test_what_nobody_has_is_closed_at_once(
 
 
 def test_what_is_queued_at_a_swap_is_answered(copy: Path, settings: Settings) -> None:
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
     old = repository.get(None)
     pixels = np.asarray(Image.open(copy / old.manifest.golden_image))
     futures = old.classify.submit([{"images": pixels}] * 50)
@@ -233,7 +240,7 @@ def test_what_is_queued_at_a_swap_is_answered(copy: Path, settings: Settings) ->
 def test_the_end_closes_what_is_leased_too(
     copy: Path, settings: Settings, closed: Queue[OnnxRuntimeEngine]
 ) -> None:
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
     with repository.lease(None) as model:
         repository.remove("resnet20")
         repository.close(60)
@@ -247,7 +254,7 @@ def test_whatever_goes_wrong_while_loading_is_a_refusal(
     copy: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would else end the watch, or be a 500."""
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("what nobody foresaw")
@@ -260,7 +267,7 @@ def test_whatever_goes_wrong_while_loading_is_a_refusal(
 
 
 def test_an_artifact_that_was_changed_is_no_longer_current(copy: Path, settings: Settings) -> None:
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
     assert repository.is_current(copy)
     assert not repository.is_current(copy.parent)
     change_manifest(copy, lambda manifest: manifest.update(version="2"))
@@ -277,7 +284,7 @@ def test_an_artifact_that_was_changed_is_no_longer_current(copy: Path, settings:
 
 def test_a_model_has_one_directory(artifact: Path, copy: Path, settings: Settings) -> None:
     """Or two of them would take turns under --watch; but one that is gone is no obstacle."""
-    repository = Repository(settings.model_copy(update={"model": (str(copy),)}))
+    repository = loaded(settings.model_copy(update={"model": (str(copy),)}))
     other = copy.with_name("other")
     shutil.copytree(copy, other)
     with pytest.raises(LoadRefused, match=r"'resnet20' is loaded from .*copy"):
@@ -291,7 +298,7 @@ def test_a_model_has_one_directory(artifact: Path, copy: Path, settings: Setting
 
 def test_a_directory_that_is_gone_hides_none_that_is_there(copy: Path, settings: Settings) -> None:
     wanted = settings.model_copy(update={"model": ("copy",), "artifacts": copy.parent})
-    repository = Repository(wanted)
+    repository = loaded(wanted)
     repository.remove("resnet20")
     moved = copy.rename(copy.with_name("moved"))
     assert repository.locate("resnet20") == moved
@@ -319,7 +326,7 @@ def test_an_odd_artifact_among_the_others_is_no_obstacle(
     with pytest.raises(ManifestError):
         read_manifest(copy, verify=False)
     wanted = settings.model_copy(update={"model": (str(artifact),), "artifacts": copy.parent})
-    repository = Repository(wanted)
+    repository = loaded(wanted)
     assert "resnet20" in repository.known()
     assert not repository.is_current(copy)
     repository.close()

@@ -118,4 +118,4 @@ def test_a_directory_that_goes_away_is_told(root: Path, caplog: pytest.LogCaptur
 
 def test_a_directory_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"--watch: there is no directory .*nix; --artifacts says which"):
-        Repository(Settings(artifacts=tmp_path / "nix", watch=True))
+        Repository(Settings(artifacts=tmp_path / "nix", watch=True)).load_configured()

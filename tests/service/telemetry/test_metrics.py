@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from service.telemetry.metrics import STATES, Duration, GraphStatistics, Metrics
+from service.telemetry.metrics import Duration, GraphStatistics, Metrics, ServerState
 from tests.support.images import encode, photograph
 from tests.support.live import ROOT, LiveServer, live_server
 
@@ -174,14 +174,14 @@ def test_what_is_loaded_is_told_as_long_as_it_is() -> None:
     assert value(text, "residuum_batch_size_count", model="a", graph="classify") == 1
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", ServerState)
 def test_a_server_is_in_one_state(state: str) -> None:
     metrics = Metrics()
     metrics.state("loading")
     metrics.state(state)
     text = scraped(metrics)
-    assert {each: value(text, "residuum_state", state=each) for each in STATES} == {
-        each: float(each == state) for each in STATES
+    assert {each: value(text, "residuum_state", state=each) for each in ServerState} == {
+        each: float(each == state) for each in ServerState
     }
     assert value(text, "residuum_ready") == float(state == "ready")
 

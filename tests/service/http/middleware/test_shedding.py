@@ -25,7 +25,7 @@ class FullOf:
     """A server whose queues are full for a model and some kinds of graphs; it notes what it is asked."""
 
     def __init__(self, name: str, *kinds: str) -> None:
-        self.models = self
+        self.models = self.execution = self
         self.settings = Settings()
         self.asked: list[tuple[str, str, float]] = []
         self._full = [(name, kind) for kind in kinds]
