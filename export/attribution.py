@@ -26,29 +26,29 @@ from models.blocks import BlockTaps, PadChannels, ResidualBlock
 from models.resnet import ResNet
 
 
-class Step(NamedTuple):
-    """A layer between stem and head, what it took [N, C, H, W], and, of a block, what it made."""
+class LayerTaps(NamedTuple):
+    """A layer between stem and head, its input [N, C, H, W], and the parts of its output if it is a block."""
 
     layer: nn.Module
     entered: Tensor
     taps: BlockTaps | None
 
 
-def contributions(model: ResNet, steps: Sequence[Step], target_N: Tensor) -> tuple[Tensor, Tensor]:
+def contributions(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) -> tuple[Tensor, Tensor]:
     """Maps [N, P], and what stem, biases on the way and head's bias add, [N, 3]: together the target's logit.
 
     Args:
-        steps: one forward pass of the fused `model`, its head linear.
+        layers: one forward pass of the fused `model`, its head linear.
     """
     head = model.head
-    last = steps[-1].taps
+    last = layers[-1].taps
     assert last is not None, "a network ends in a block"
     height, width = last.output.shape[2:]
     weight_NC = head.weight.index_select(0, target_N) / (height * width)
     gradient = weight_NC[:, :, None, None] * torch.ones(1, 1, height, width)
     gradient, biases_N = _back(model.postact, last.output, gradient)
     maps: list[Tensor] = []
-    for layer, entered, taps in reversed(steps):
+    for layer, entered, taps in reversed(layers):
         way = layer
         if taps is not None:
             assert isinstance(layer, ResidualBlock)
@@ -58,7 +58,7 @@ def contributions(model: ResNet, steps: Sequence[Step], target_N: Tensor) -> tup
             way = layer.way_of_shortcut()
         gradient, biases = _back(way, entered, gradient)
         biases_N = biases_N + biases
-    stem_N = (gradient * steps[0].entered.float()).sum((1, 2, 3))
+    stem_N = (gradient * layers[0].entered.float()).sum((1, 2, 3))
     head_N = head.bias.index_select(0, target_N)
     constants_N3 = torch.stack([stem_N, biases_N + 0 * head_N, head_N], 1)
     return torch.cat(maps[::-1], 1), constants_N3

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from artifact.manifest import TOP_CLASS, WITHOUT_CONTRIBUTIONS, GraphKind, Precision, Preprocessing
-from export.attribution import Step, contributions
+from export.attribution import LayerTaps, contributions
 from export.fuse import fuse_batchnorm
 from export.reductions import Reductions, active_fractions, channel_moments
 from models.blocks import BlockTaps, ResidualBlock
@@ -109,19 +109,19 @@ class IntrospectGraph(ClassifyGraph):
     """
 
     def forward(self, images: Tensor, gates: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        return self.measured(images, gates)[0]
+        return self.forward_taps(images, gates)[0]
 
-    def measured(self, images: Tensor, gates: Tensor) -> tuple[tuple[Tensor, ...], list[Step]]:
-        """What `forward` gives, and what every layer between stem and head took and made."""
+    def forward_taps(self, images: Tensor, gates: Tensor) -> tuple[tuple[Tensor, ...], list[LayerTaps]]:
+        """Return the outputs of `forward`, and the input and output of every layer between stem and head."""
         x = self.model.stem(self.normalise(images))
         gates_NL11 = gates[:, :, None, None]
         reduce = Reductions()
-        steps: list[Step] = []
+        layers: list[LayerTaps] = []
         maps: list[Tensor] = []
         mean_squares, moments, fractions = [], [], []
         for _, layer in self.model.named_layers():
             if not isinstance(layer, ResidualBlock):
-                steps.append(Step(layer, x, None))
+                layers.append(LayerTaps(layer, x, None))
                 x = layer(x)
                 continue
             gate_N111 = gates_NL11[:, len(maps) : len(maps) + 1]
@@ -131,7 +131,7 @@ class IntrospectGraph(ClassifyGraph):
             norms.append(0 * norms[0] if shortcut is None else reduce.norm(shortcut))
             gated = gate_N111.to(self.dtype) * residual
             total, output = layer.merge(shortcut, gated)
-            steps.append(Step(layer, x, BlockTaps(gated, shortcut, total, output)))
+            layers.append(LayerTaps(layer, x, BlockTaps(gated, shortcut, total, output)))
             x = output
             norms += [norms[0] if shortcut is None else reduce.norm(total), reduce.norm(x)]
             rms_N4HW = torch.cat(norms, 1) / math.sqrt(x.shape[1])
@@ -147,7 +147,7 @@ class IntrospectGraph(ClassifyGraph):
         parts = zip((mean_squares, moments, fractions), (4, 4, 3), strict=True)
         scalars = [torch.cat(part, 1).reshape(-1, len(maps), width) for part, width in parts]
         outputs = (self.model.pool_and_head(x), torch.cat(scalars, 2), torch.cat(maps, 2))
-        return outputs, steps
+        return outputs, layers
 
 
 class AttributeGraph(IntrospectGraph):
@@ -163,20 +163,21 @@ class AttributeGraph(IntrospectGraph):
     """
 
     def forward(self, images: Tensor, gates: Tensor, target: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
-        outputs, steps = self.measured(images, gates)
-        ends = [step.taps.output for step in steps if step.taps is not None]
+        outputs, layers = self.forward_taps(images, gates)
+        ends = [layer.taps.output for layer in layers if layer.taps is not None]
         lens = [self.model.pool_and_head(x) for x in ends if x.shape[1:] == ends[-1].shape[1:]]
         outputs += (torch.stack(lens, 1),)
         if target is None:
             return outputs
         target_N = torch.where(target < 0, outputs[0].argmax(1), target)
-        return outputs + contributions(self.model, steps, target_N)
+        return outputs + contributions(self.model, layers, target_N)
 
 
-def measured(taps: Mapping[str, BlockTaps]) -> dict[str, Tensor]:
-    """The different tensors among the taps, by name: an identity shortcut, for one, is the output before it.
+def distinct_tensors(taps: Mapping[str, BlockTaps]) -> dict[str, Tensor]:
+    """Return each tensor among the taps once, under its first name.
 
-    Names are such as `stage2.0.residual`, in the order residual, shortcut, sum, output.
+    One tensor may have two names: an identity shortcut is the output of the block before. Names are such as
+    `stage2.0.residual`, in the order residual, shortcut, sum, output.
     """
     found: dict[int, tuple[str, Tensor]] = {}
     for block, tap in taps.items():
@@ -268,12 +269,12 @@ def cut_introspect(attribute: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 @torch.no_grad()
 def tap_names(model: ResNet, size: int = 32) -> list[str]:
-    """The measured tensors in the order of the graph."""
+    """Return the names of the tensors that `introspect` measures, in the order of the graph."""
     dtype = next(model.parameters()).dtype
     was_training = model.training
     _, taps = model.eval().forward_taps(torch.zeros(1, 3, size, size, dtype=dtype))
     model.train(was_training)
-    return list(measured(taps))
+    return list(distinct_tensors(taps))
 
 
 def _name_taps(proto: onnx.ModelProto, model: ResNet) -> None:

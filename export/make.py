@@ -13,9 +13,10 @@ from pathlib import Path
 from artifact.manifest import Manifest, ManifestError, read_manifest, sha256_of
 from export.from_checkpoint import from_checkpoint, from_random_weights
 from export.from_weights import Found, Say, from_weights
+from export.images import calibration_images
 from export.pipeline import check_replaceable, export_artifact
 from export.precisions import Precisions, read_images
-from export.prune import check_prunable
+from export.prune import check_prunable, prune_and_fine_tune
 from export.source import (
     Network,
     Request,
@@ -93,19 +94,18 @@ def _export(network: Network, request: Request, out: Path, options: dict[str, ob
         check_prunable(model.spec, training.prune)
     calibration, validation = read_images(asked, metadata)
     if training.prune and asked.data:
-        from export.training import prune_and_tune
-
         logs = LOGS / f"{name}-pruned-{training.prune:g}"
-        model, metadata = prune_and_tune(
+        model, metadata = prune_and_fine_tune(
             model, metadata, training.prune, training.prune_epochs, asked.data, logs
         )
         provenance["pruned"] = training.prune
     tuned = None
     if training.qat_epochs and calibration:  # int8 is not asked for without
-        from export.training import tune_for_int8
+        from export.qat import NUM_IMAGES, fine_tune_under_rounding
 
-        data = asked.data or asked.calibration or ""
-        tuned = tune_for_int8(model, metadata, calibration, data, training.qat_epochs)
+        served = metadata.preprocessing
+        images = calibration_images(asked.data or asked.calibration or "", served, NUM_IMAGES).images
+        tuned = fine_tune_under_rounding(model, served, calibration.images, images, training.qat_epochs)
     precisions = Precisions(
         asked.names,
         calibration,

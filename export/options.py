@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from artifact.errors import ResiduumError
 from artifact.manifest import Label, Preprocessing
 from models.cifar import CIFAR_CLASSES, CIFAR_MEAN, CIFAR_STD, cifar_labels
-from models.imagenet import NUM_CLASSES, imagenet_labels
-from models.pretrained import IMAGENET, MEAN, STD
+from models.imagenet import IMAGENET_MEAN, IMAGENET_STD, NUM_CLASSES, imagenet_labels
+from models.pretrained import IMAGENET
 from models.zoo import Architecture
 
 # What an architecture has beside what describes the network; the classes are the file's.
@@ -90,8 +90,8 @@ def usual_preprocessing(spec: Architecture) -> Preprocessing:
     return Preprocessing(
         resize=size * 8 // 7 if size >= 128 else size,
         crop=size,
-        mean=mean.get(spec.num_classes, MEAN),
-        std=std.get(spec.num_classes, STD),
+        mean=mean.get(spec.num_classes, IMAGENET_MEAN),
+        std=std.get(spec.num_classes, IMAGENET_STD),
     )
 
 

@@ -1,7 +1,7 @@
-"""Prune hidden channels: a network with thinner residual branches and everything else as it was.
+"""Prune hidden channels: thinner residual branches, and everything else as before.
 
-Only what lies between the convolutions of one branch F goes. The residual stream keeps its channels, so
-F(x) + s(x), gates, receptive fields and what introspection says of them mean what they meant.
+Only channels between the convolutions of one branch F go. The residual stream keeps its channels, so
+F(x) + s(x), gates, receptive fields and all quantities of introspection keep their meaning.
 
 A channel between two convolutions is a row of the first one's weight, a column of the second one's, and one
 element of every tensor of the BatchNorms between them.
@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Preprocessing
-from export.verify import source_input
+from export.images import calibration_images
 from models.checkpoint import CheckpointMetadata, describe_architecture
+from models.pixels import normalised
 from models.resnet import ResNet
 from models.statistics import estimate_statistics
 from models.zoo import HIDDEN_WIDTHS, Architecture
@@ -45,19 +47,20 @@ def prune(
     images_NHW3: NDArray[np.uint8] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> ResNet:
-    """A copy of `model`, in evaluation mode, without about `ratio` of the hidden channels of every branch.
+    """Return a copy of `model`, in evaluation mode, without about `ratio` of every branch's hidden channels.
 
-    In every branch those go whose weights, on the way in and on the way out, have the least L2 norm. How many
-    stay is `kept_channels`; a grouped convolution loses whole groups.
+    Channels go whose weights, on the way in and on the way out, have the smallest L2 norm. `kept_channels`
+    says how many stay. A grouped convolution loses whole groups.
 
     Args:
         ratio: in [0, 0.9]; 0 changes nothing.
-        images_NHW3: uint8, preprocessed as served; no labels needed, some hundreds are enough. BatchNorm
-            statistics are estimated anew on them; those of the whole network fit a thinner one badly.
-        preprocessing: goes with the images.
+        images_NHW3: uint8, preprocessed as served, without labels; some hundreds are enough. The BatchNorm
+            statistics are estimated on them: those of the whole network fit a thinner one badly. None: the
+            statistics stay.
+        preprocessing: of the images.
 
     Raises:
-        PruneError: no such ratio, branches that hide no channels, or so few that rounding keeps all of them.
+        PruneError: the ratio is out of range, or there is no channel that can go.
     """
     check_prunable(model.spec, ratio)
     if ratio == 0:
@@ -69,15 +72,41 @@ def prune(
     return thinner
 
 
+def prune_and_fine_tune(
+    model: ResNet, metadata: CheckpointMetadata, ratio: float, epochs: int, data: str, out: Path
+) -> tuple[ResNet, CheckpointMetadata]:
+    """Return the pruned network, fine-tuned for `epochs` on a data set, and its metadata.
+
+    Args:
+        out: the directory for the logs and checkpoint of fine-tuning; nothing is written for 0 epochs.
+
+    Raises:
+        PruneError, DataError, TrainingError: from the steps that have these names.
+    """
+    # Training needs packages that an export without it does not.
+    from models.training.data import load_images
+    from models.training.fine_tune import fine_tune, fine_tune_recipe
+
+    served = metadata.preprocessing
+    images = calibration_images(data, served, NUM_STATISTICS_IMAGES).images
+    pruned, tuned = prune(model, ratio, images, served), None
+    if epochs:
+        recipe = fine_tune_recipe(metadata, epochs)
+        stored = served.model_copy(update={"resize": recipe.store_size, "crop": recipe.store_size})
+        train_set, valid_set = load_images(data, "train", stored), load_images(data, "valid", served)
+        pruned, tuned = fine_tune(pruned, recipe, train_set, valid_set, out)
+    return pruned, describe_pruned(pruned, ratio, metadata, tuned)
+
+
 def hidden_widths(model: ResNet) -> tuple[tuple[int, ...], ...]:
-    """`Architecture.hidden`, spelled out: channels between the convolutions of every block's branch."""
+    """Return `Architecture.hidden` in full: channels between the convolutions of every block's branch."""
     return tuple(
         tuple(conv.out_channels for conv in _convs(block.branch)[:-1]) for _, block in model.named_blocks()
     )
 
 
 def kept_channels(channels: int, ratio: float, channels_of_group: int = 1) -> int:
-    """How many of `channels` stay: (1 - ratio) of them, rounded to eights, from 64 up to sixteens.
+    """Return how many of `channels` stay: (1 - ratio) of them, in multiples of 8, from 64 on of 16.
 
     CPUs compute convolutions in blocks of 8 (AVX2) or 16 channels (AVX-512), tensor cores in 8 (fp16) or 16
     (int8); what does not fill a block costs as much as a full one, or more (`docs/performance.md`).
@@ -90,7 +119,7 @@ def kept_channels(channels: int, ratio: float, channels_of_group: int = 1) -> in
 def describe_pruned(
     model: ResNet, ratio: float, before: CheckpointMetadata, tuned: CheckpointMetadata | None = None
 ) -> CheckpointMetadata:
-    """What must be known of a pruned network; `tuned` is what fine-tuning it ended with, if it was."""
+    """Return the metadata of a pruned network; `tuned`: those after fine-tuning, if there was any."""
     name = (before.recipe or {}).get("name", "weights")
     return before.model_copy(
         update={
@@ -108,6 +137,7 @@ def describe_pruned(
 
 
 def check_prunable(spec: Architecture, ratio: float) -> None:
+    """Raise PruneError if the ratio is out of range, or a branch has one convolution only."""
     if not 0 <= ratio <= MAX_RATIO:  # nor nan
         raise PruneError(f"a ratio of {ratio:g} cannot be pruned: it must lie in [0, {MAX_RATIO}]")
     if HIDDEN_WIDTHS[spec.branch] == 0:
@@ -192,7 +222,7 @@ def _selected(branch: nn.Module, kept: list[Tensor]) -> dict[str, Tensor]:
 
 
 def _batches(images_NHW3: NDArray[np.uint8], preprocessing: Preprocessing, like: Tensor) -> Iterator[Tensor]:
-    """Normalised, on the device and in the type of `like`; of one size, because each counts as much."""
+    """Yield normalised batches with the device and dtype of `like`, all of one size: all count the same."""
     num_batches = max(1, len(images_NHW3) // _BATCH)
     for chunk in np.array_split(images_NHW3[: num_batches * _BATCH], num_batches):
-        yield source_input(chunk, preprocessing).to(like)
+        yield normalised(chunk, preprocessing, torch.float64).to(like)

@@ -23,6 +23,7 @@ from export.calibrate import Range, calibrate
 from export.fuse import fuse_batchnorm
 from export.qdq import LARGEST_WEIGHT
 from models.blocks import ResidualBlock
+from models.pixels import normalised
 from models.resnet import ResNet
 
 NUM_IMAGES = 20_000  # of an epoch, at most: they are held in memory
@@ -193,10 +194,3 @@ def _without_rounding(network: ResNet) -> ResNet:
         if isinstance(module, ResidualBlock):
             del module.paths, module.rounded_paths
     return network
-
-
-def normalised(images_NHW3: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """float32 [N, 3, H, W]."""
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    x_NCHW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2).float() / 255
-    return ((x_NCHW - mean) / std).contiguous(memory_format=torch.channels_last)

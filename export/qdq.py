@@ -23,7 +23,7 @@ MIN_SCALE = {"float16": 2.0**-20, "float32": 2.0**-60}
 
 
 @dataclass(frozen=True)
-class Step:
+class QuantParams:
     """q = round(x / scale) + zero_point."""
 
     scale: float
@@ -88,8 +88,8 @@ class Writer:
     Layers have weights and biases of their own: see `own_constants`.
     """
 
-    def __init__(self, proto: onnx.ModelProto, steps: dict[str, Step], scheme: Scheme) -> None:
-        self.proto, self.steps, self.scheme = proto, steps, scheme
+    def __init__(self, proto: onnx.ModelProto, quant_params: dict[str, QuantParams], scheme: Scheme) -> None:
+        self.proto, self.quant_params, self.scheme = proto, quant_params, scheme
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
         self.dtypes = _dtypes(proto)
         self.nodes: list[onnx.NodeProto] = []
@@ -102,18 +102,18 @@ class Writer:
             if node.name in names:
                 self._round_weights(node)
             if node.op_type not in LAYERS or node.name in names:
-                node.input[:] = [f"{name}.dq" if name in self.steps else name for name in node.input]
+                node.input[:] = [f"{name}.dq" if name in self.quant_params else name for name in node.input]
             self.nodes.append(node)
             for name in node.output:
-                if name in self.steps:
+                if name in self.quant_params:
                     self._round(name)
         return self._result()
 
     def _round(self, name: str) -> None:
-        step = self.steps[name]
-        self.constants[f"{name}.scale"] = np.array(step.scale, self.dtypes[name])
+        params = self.quant_params[name]
+        self.constants[f"{name}.scale"] = np.array(params.scale, self.dtypes[name])
         self.constants[f"{name}.zero_point"] = np.array(
-            step.zero_point, np.int8 if self.scheme.signed else np.uint8
+            params.zero_point, np.int8 if self.scheme.signed else np.uint8
         )
         how = [f"{name}.scale", f"{name}.zero_point"]
         self.nodes.append(helper.make_node("QuantizeLinear", [name, *how], [f"{name}.q"], f"{name}.q"))
@@ -124,7 +124,7 @@ class Writer:
     def _round_weights(self, node: onnx.NodeProto) -> None:
         """int8 in place of the weights, int32 in place of the bias where the engine takes that."""
         weight, bias = (self.constants[name] for name in node.input[1:])
-        input_scale = self.steps[node.input[0]].scale
+        input_scale = self.quant_params[node.input[0]].scale
         largest = self.scheme.largest
         rows = weight.reshape(len(weight), -1).astype(np.float64)
         smallest = np.abs(bias.astype(np.float64)) / input_scale / 2**30  # so that the bias fits into int32

@@ -28,8 +28,8 @@ from export.qdq import (
     LARGEST_WEIGHT,
     LAYERS,
     MIN_SCALE,
+    QuantParams,
     Scheme,
-    Step,
     Writer,
     beside,
     own_constants,
@@ -71,9 +71,9 @@ def quantize(
     _check(proto, images_NHW3, scheme)
     layers = _layers(proto.graph, kept_layers)
     own_constants(proto, layers)
-    steps = _steps(proto, layers, images_NHW3, scheme)
-    _correct_biases(proto, layers, steps, images_NHW3, scheme)
-    quantized = Writer(proto, steps, scheme).write(layers)
+    quant_params = _all_quant_params(proto, layers, images_NHW3, scheme)
+    _correct_biases(proto, layers, quant_params, images_NHW3, scheme)
+    quantized = Writer(proto, quant_params, scheme).write(layers)
     onnx.checker.check_model(quantized, full_check=True)
     onnx.save(quantized, out)
     return Quantization(
@@ -104,11 +104,11 @@ def sensitivities(
     _check(proto, images_NHW3, scheme)
     layers = _layers(proto.graph, ())
     own_constants(proto, layers)
-    steps = _steps(proto, layers, images_NHW3, scheme)
+    quant_params = _all_quant_params(proto, layers, images_NHW3, scheme)
     exact = _logits(proto, images_NHW3)
     errors = {}
     for layer in layers:
-        read = {layer.input[0]: steps[layer.input[0]]}
+        read = {layer.input[0]: quant_params[layer.input[0]]}
         found = _logits(Writer(proto, read, scheme).write([layer]), images_NHW3)
         errors[layer.name] = float(((found - exact) ** 2).mean() / exact.var())
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
@@ -164,30 +164,30 @@ def _layers(graph: onnx.GraphProto, kept: Sequence[str]) -> list[onnx.NodeProto]
     return left
 
 
-def _steps(
+def _all_quant_params(
     proto: onnx.ModelProto, layers: Sequence[onnx.NodeProto], images_NHW3: NDArray[np.uint8], scheme: Scheme
-) -> dict[str, Step]:
+) -> dict[str, QuantParams]:
     """Of every tensor that is to be rounded."""
     origins = rounded_tensors(proto.graph, layers)
-    measured = [name for name, origin in origins.items() if name == origin]
+    calibrated = [name for name, origin in origins.items() if name == origin]
     num_levels = 255 if scheme.signed else 256
-    ranges = calibrate(lambda: observe(proto, images_NHW3, measured), num_levels, scheme.signed)
-    return {name: _step(ranges[origin], scheme) for name, origin in origins.items()}
+    ranges = calibrate(lambda: observe(proto, images_NHW3, calibrated), num_levels, scheme.signed)
+    return {name: _quant_params(ranges[origin], scheme) for name, origin in origins.items()}
 
 
-def _step(bounds: Range, scheme: Scheme) -> Step:
+def _quant_params(bounds: Range, scheme: Scheme) -> QuantParams:
     if not bounds.high > bounds.low:
-        return Step(1.0, 0)
+        return QuantParams(1.0, 0)
     if scheme.signed:
-        return Step(max(bounds.high / 127, MIN_SCALE["float16"]), 0)
+        return QuantParams(max(bounds.high / 127, MIN_SCALE["float16"]), 0)
     scale = (bounds.high - bounds.low) / 255
-    return Step(scale, round(-bounds.low / scale))
+    return QuantParams(scale, round(-bounds.low / scale))
 
 
 def _correct_biases(
     proto: onnx.ModelProto,
     layers: Sequence[onnx.NodeProto],
-    steps: dict[str, Step],
+    quant_params: dict[str, QuantParams],
     images_NHW3: NDArray[np.uint8],
     scheme: Scheme,
 ) -> None:
@@ -196,7 +196,7 @@ def _correct_biases(
     Each rounded layer reads what the exact network gives it. To correct the layers for what comes from those
     before them as well, all at once, counts the same error once a layer (docs/decisions.md).
     """
-    both = beside(proto, Writer(proto, steps, scheme).write(layers), layers)
+    both = beside(proto, Writer(proto, quant_params, scheme).write(layers), layers)
     biases = {node.output[0]: node.input[2] for node in layers}
     means = channel_means(both, images_NHW3, [*biases, *(f"{name}.rounded" for name in biases)])
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}

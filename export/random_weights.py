@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from export.options import usual_labels, usual_preprocessing
-from export.verify import source_input, synthetic_images
+from export.verify import synthetic_images
 from models.checkpoint import CheckpointMetadata, describe_architecture
+from models.pixels import normalised
 from models.resnet import ResNet, build
 from models.statistics import estimate_statistics
 
@@ -48,7 +49,7 @@ def random_model(name: str, seed: int = 0) -> tuple[ResNet, CheckpointMetadata]:
                 norm.weight.mul_(BRANCH_SCALE)
                 norm.bias.mul_(BRANCH_SCALE)
     images = synthetic_images(NUM_IMAGES, metadata.preprocessing.crop, seed)
-    estimate_statistics(model, [source_input(images, metadata.preprocessing).float()])
+    estimate_statistics(model, [normalised(images, metadata.preprocessing, torch.float64).float()])
     return model, metadata
 
 

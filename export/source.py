@@ -19,7 +19,8 @@ from export.images import name_of
 from export.options import MAX_PIXELS, changed_preprocessing, check_fields
 from export.precisions import MeasureReference, PrecisionRequest, TimeGraphs
 from models.checkpoint import CheckpointMetadata, is_checkpoint
-from models.pretrained import MEAN, STD, Pretrained
+from models.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from models.pretrained import Pretrained
 from models.resnet import ResNet
 from models.zoo import architecture
 
@@ -136,7 +137,7 @@ def check_options(request: Request, kind: SourceKind, row: Pretrained | None) ->
     # Where the preprocessing is not known yet, one that every crop fits into.
     known_preprocessing = row.preprocessing if row else None
     changed_preprocessing(
-        known_preprocessing or Preprocessing(resize=MAX_PIXELS, crop=1, mean=MEAN, std=STD),
+        known_preprocessing or Preprocessing(resize=MAX_PIXELS, crop=1, mean=IMAGENET_MEAN, std=IMAGENET_STD),
         request.preprocessing,
     )
     training = request.training

@@ -16,12 +16,12 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from artifact.errors import ResiduumError
 from artifact.manifest import GraphKind, Parity, Precision, Preprocessing
 from export.emulate import feed, logits_of, open_as_written, open_session, run_as_written
-from export.graph import measured, tap_names
+from export.graph import distinct_tensors, tap_names
+from models.pixels import normalised
 from models.resnet import ResNet
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "golden",
     "open_session",
     "reference",
-    "source_input",
     "synthetic_images",
 ]
 
@@ -96,20 +95,11 @@ def synthetic_images(count: int, size: int, seed: int) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def source_input(images_NHW3: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """What the source model takes: float64 [N, 3, H, W], normalised outside of any graph."""
-    x = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2).double() / 255
-    mean, std = (
-        torch.tensor(v, dtype=torch.float64).reshape(1, 3, 1, 1)
-        for v in (preprocessing.mean, preprocessing.std)
-    )
-    return (x - mean) / std
-
-
-@torch.no_grad()
 def reference(source: ResNet, preprocessing: Preprocessing, images_NHW3: NDArray[np.uint8]) -> Reference:
     """`source` is in float64 and evaluation mode, with its BatchNorms in place."""
-    logits = torch.cat([source(chunk) for chunk in torch.split(source_input(images_NHW3, preprocessing), 8)])
+    logits = torch.cat(
+        [source(chunk) for chunk in torch.split(normalised(images_NHW3, preprocessing, torch.float64), 8)]
+    )
     return Reference(images_NHW3, logits.numpy())
 
 
@@ -218,8 +208,8 @@ def _sum_parity(
     names = tap_names(source)
     session = open_as_written(graph, precision, names)
     raw = dict(zip(names, session.run(names, feed(session, images)), strict=True))
-    _, taps = source.forward_taps(source_input(images, preprocessing))
-    names_of = {id(tensor): name for name, tensor in measured(taps).items()}
+    _, taps = source.forward_taps(normalised(images, preprocessing, torch.float64))
+    names_of = {id(tensor): name for name, tensor in distinct_tensors(taps).items()}
     worst = 0.0
     for name, tap in taps.items():
         own = tap.total.numpy()

@@ -1,4 +1,7 @@
-"""The 1000 classes of ImageNet-1k: WordNet ids, sorted, as every trainer numbers them, and English names."""
+"""ImageNet-1k: how its images are normalised, and its 1000 classes.
+
+The classes are WordNet ids, sorted, as every trainer numbers them, with English names.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from importlib.resources import files
 from artifact.manifest import Label
 
 NUM_CLASSES = 1000
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @cache

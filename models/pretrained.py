@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Interpolation, Preprocessing, PublishedAccuracy
+from models.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from models.zoo import UnknownArchitecture, architecture
 
 Kind = Literal["torchvision", "timm", "transformers"]
 IMAGENET = "ImageNet-1k"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESAMPLE: dict[object, Interpolation] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -284,7 +284,9 @@ def _torchvision(name: str, version: int, sha256: str, top1: float, top5: float,
         NUM_PARAMETERS[name],
         _published(top1, top5, 224),
         sha256,
-        Preprocessing(resize=resize, crop=224, interpolation="bilinear", mean=MEAN, std=STD),
+        Preprocessing(
+            resize=resize, crop=224, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD
+        ),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from models.pixels import normalise, to_unit_range
 from models.training.recipe import Recipe
 
 
@@ -20,23 +21,17 @@ def augment(
     images_NHWC: Tensor, labels_N: Tensor, size: int, recipe: Recipe, g: Generator
 ) -> tuple[Tensor, Tensor]:
     """uint8 images and labels -> normalised float [N, 3, size, size] and soft labels [N, K]."""
-    x = images_NHWC.permute(0, 3, 1, 2).float() / 255
+    x = to_unit_range(images_NHWC)
     x = random_crop(x, size, recipe, g)
     if recipe.jitter:
         x = color_jitter(x, recipe.jitter, g)
-    x = normalise(x, recipe)
+    x = normalise(x, recipe.preprocessing())
     if recipe.erasing:
         x = random_erasing(x, recipe.erasing, g)
     target_NK = F.one_hot(labels_N, recipe.num_classes).float()
     if recipe.mixup or recipe.cutmix:
         x, target_NK = mix(x, target_NK, recipe.mixup, recipe.cutmix, g)
     return x.contiguous(memory_format=torch.channels_last), target_NK
-
-
-def normalise(x_NCHW: Tensor, recipe: Recipe) -> Tensor:
-    """(x - mean) / std, channel by channel."""
-    mean, std = (x_NCHW.new_tensor(values).reshape(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
-    return (x_NCHW - mean) / std
 
 
 def uniform(n: int, low: float, high: float, g: Generator) -> Tensor:

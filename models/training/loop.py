@@ -20,9 +20,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.pixels import normalise, normalised, to_unit_range
 from models.resnet import ResNet
 from models.statistics import estimate_statistics
-from models.training.augment import augment, normalise
+from models.training.augment import augment
 from models.training.data import ImageSet
 from models.training.plots import plot_curves
 from models.training.recipe import Recipe
@@ -178,12 +179,12 @@ def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None
 
 def as_served(images_NHW3: Tensor, recipe: Recipe) -> Tensor:
     """Stored training images, resized and cropped as in validation; normalised float [N, 3, crop, crop]."""
-    x = images_NHW3.permute(0, 3, 1, 2).float() / 255
+    x = to_unit_range(images_NHW3)
     if recipe.store_size != recipe.test_resize:
         x = F.interpolate(x, size=recipe.test_resize, mode="bilinear", antialias=True, align_corners=False)
     margin = (recipe.test_resize - recipe.test_crop) // 2
     x = x[:, :, margin : margin + recipe.test_crop, margin : margin + recipe.test_crop]
-    return normalise(x, recipe).contiguous(memory_format=torch.channels_last)
+    return normalise(x, recipe.preprocessing()).contiguous(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
@@ -196,9 +197,9 @@ def evaluate(
     indices = torch.arange(fabric.global_rank, len(images), fabric.world_size)
     for chunk in indices.split(256):
         labels = images.labels[chunk].to(fabric.device)
-        x_NCHW = images.images[chunk].to(fabric.device).permute(0, 3, 1, 2).float() / 255
+        x_NCHW = normalised(images.images[chunk].to(fabric.device), recipe.preprocessing())
         with fabric.autocast():
-            logits = model(normalise(x_NCHW, recipe).contiguous(memory_format=torch.channels_last)).float()
+            logits = model(x_NCHW).float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         totals += torch.stack([loss, best[:, 0].sum(), best.sum()])

@@ -16,12 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Interpolation, Preprocessing
+from models.cifar import CIFAR_MEAN, CIFAR_STD
+from models.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from models.zoo import UnknownArchitecture, architecture
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 class RecipeError(ResiduumError):
@@ -136,8 +133,8 @@ def _cifar10(name: str) -> Recipe:
         store_size=32,
         test_resize=32,
         test_crop=32,
-        mean=CIFAR_MEAN,
-        std=CIFAR_STD,
+        mean=CIFAR_MEAN[10],
+        std=CIFAR_STD[10],
         zero_init_branch=False,
         learning_rate=0.1,
         weight_decay=1e-4,

@@ -30,8 +30,9 @@ from export.pipeline import ExportError, export_artifact
 from export.precisions import ENGINES, KINDS, PrecisionError, PrecisionRequest, Precisions
 from export.random_weights import random_model
 from export.reference import measure_reference
-from export.verify import GateError, open_session, source_input, synthetic_images
+from export.verify import GateError, open_session, synthetic_images
 from models.checkpoint import CheckpointMetadata
+from models.pixels import normalised
 from models.resnet import ResNet, build
 from models.zoo import ZOO
 from service.runtime.loading import load_model
@@ -63,7 +64,7 @@ def test_classify_and_introspect_agree_with_the_source(
     artifact: Path, manifest: Manifest, source: ResNet
 ) -> None:
     with torch.inference_mode():
-        expected = source(source_input(IMAGES, manifest.preprocessing)).numpy()
+        expected = source(normalised(IMAGES, manifest.preprocessing, torch.float64)).numpy()
     classify = run(artifact, "classify", images=IMAGES)["logits"]
     introspect = run(artifact, "introspect", images=IMAGES, gates=np.ones((3, 9), np.float32))["logits"]
     assert np.allclose(classify, expected, rtol=0, atol=1e-4)
@@ -77,7 +78,7 @@ def test_maps_and_scalars_are_what_the_source_computes(
     gates = np.random.default_rng(0).uniform(0, 1.5, (3, 9)).astype(np.float32)
     outputs = run(artifact, "introspect", images=IMAGES, gates=gates)
     with torch.inference_mode():
-        x = source_input(IMAGES, manifest.preprocessing)
+        x = normalised(IMAGES, manifest.preprocessing, torch.float64)
         _, taps = source.forward_taps(x, torch.from_numpy(gates).double())
     for number, (tap, where) in enumerate(zip(taps.values(), map_slices(manifest.blocks), strict=True)):
         f, s, u, y = (t.numpy() for t in tap)
@@ -107,7 +108,7 @@ def test_named_tensors_add_up_to_the_network_s_own_sum(
     session = open_session(proto.SerializeToString())
     f, s, u = session.run(wanted, {"images": IMAGES, "gates": np.ones((3, 9), np.float32)})
     with torch.inference_mode():
-        _, taps = source.forward_taps(source_input(IMAGES, manifest.preprocessing))
+        _, taps = source.forward_taps(normalised(IMAGES, manifest.preprocessing, torch.float64))
     assert np.allclose(f + s, taps["stage2.0"].total.numpy(), rtol=0, atol=1e-4)
     assert np.array_equal(f + s, u)
 
@@ -147,7 +148,11 @@ def test_accuracy_is_measured_through_the_graph(tmp_path: Path) -> None:
     images = synthetic_images(20, 32, seed=8)
     preprocessing = metadata_for(model).preprocessing
     with torch.inference_mode():
-        ranks = model(source_input(images, preprocessing).float()).argsort(1, descending=True).numpy()
+        ranks = (
+            model(normalised(images, preprocessing, torch.float64).float())
+            .argsort(1, descending=True)
+            .numpy()
+        )
     labels = np.where(np.arange(20) < 5, ranks[:, 0], np.where(np.arange(20) < 12, ranks[:, 4], ranks[:, 9]))
     validation = ValidationImages("made up", images, labels)
     manifest = export_artifact(
@@ -214,7 +219,7 @@ def few_blocks(
         model, metadata = random_model("small", seed)
     images = synthetic_images(64, 32, seed=12)
     with torch.inference_mode():
-        labels = model(source_input(images, metadata.preprocessing).float()).argmax(1)
+        labels = model(normalised(images, metadata.preprocessing, torch.float64).float()).argmax(1)
     return model, metadata, ValidationImages("its own answers", images, labels.numpy())
 
 

@@ -28,9 +28,10 @@ from artifact.store import find_artifact
 from export.options import OptionError, read_labels
 from export.precisions import KINDS
 from export.source import Request, is_file
-from export.verify import source_input
 from models import pretrained
-from models.pretrained import MEAN, STD, Pretrained
+from models.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from models.pixels import normalised
+from models.pretrained import Pretrained
 from models.resnet import build
 from models.zoo import ZOO
 from residuum.cli.main import main
@@ -123,8 +124,8 @@ class Sources:
             "size": PIXELS,
             "crop_pct": 0.875,
             "resample": 3,
-            "image_mean": MEAN,
-            "image_std": STD,
+            "image_mean": IMAGENET_MEAN,
+            "image_std": IMAGENET_STD,
         }
         server.add(
             "microsoft/resnet-10/resolve/main/preprocessor_config.json", json.dumps(processor).encode()
@@ -141,7 +142,7 @@ class Sources:
             "timm": "timm/resnet10.timm",
             "transformers": "microsoft/resnet-10",
         }[kind]
-        spec = Preprocessing(resize=72, crop=PIXELS, mean=MEAN, std=STD)
+        spec = Preprocessing(resize=72, crop=PIXELS, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         is_file_known = kind == "torchvision"
         row = Pretrained(
             "resnet10",
@@ -208,7 +209,7 @@ def logits_of(artifact: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8], P
 @torch.no_grad()
 def assert_same_logits(artifact: Path, network: nn.Module) -> None:
     logits_K, pixels, spec = logits_of(artifact)
-    found = network(source_input(pixels[None], spec).float())
+    found = network(normalised(pixels[None], spec, torch.float64).float())
     theirs_K = getattr(found, "logits", found)[0].numpy()
     assert np.abs(logits_K - theirs_K).max() <= 1e-4 * np.ptp(theirs_K)
 
@@ -235,7 +236,7 @@ def test_a_name_becomes_a_served_model(
     spec = manifest.preprocessing
     wanted = {"torchvision": (72, "bilinear"), "timm": (71, "bicubic"), "transformers": (73, "bicubic")}
     assert (spec.resize, spec.interpolation) == wanted[kind]
-    assert (spec.crop, spec.mean) == (PIXELS, (0.5, 0.5, 0.5) if kind == "timm" else MEAN)
+    assert (spec.crop, spec.mean) == (PIXELS, (0.5, 0.5, 0.5) if kind == "timm" else IMAGENET_MEAN)
     assert_same_logits(find_artifact("resnet10", tmp_path / "artifacts"), sources.networks[kind])
     assert sources.server.seen[0].path.startswith("/mirror/")
     check_what_happens_the_next_time(pull, tmp_path, kind, len(sources.server.seen), sources)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from artifact.manifest import Manifest
 from export.graph import export_graph
-from export.verify import open_session, source_input, synthetic_images
+from export.verify import open_session, synthetic_images
 from introspection.measure import measure
+from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
 from tests.conftest import liven, metadata_for
 from tests.introspection.test_measure import reference_maps, reference_scalars
@@ -63,7 +64,9 @@ def test_every_quantity_is_what_hooks_see(row: str, size: int, tmp_path: Path) -
         quantities = measure(
             manifest, {name: rows[number] for name, rows in zip(names, outputs, strict=True)}
         )
-        for index, (F, s) in enumerate(hooked(source, source_input(images[[number]], preprocessing))):
+        for index, (F, s) in enumerate(
+            hooked(source, normalised(images[[number]], preprocessing, torch.float64))
+        ):
             for name, expected in reference_scalars(F, s, model.variant).items():
                 # A sum within rounding of 0 may be counted on either side of it.
                 tolerance = 3 / F.size if name.startswith("relu.") else 5e-5

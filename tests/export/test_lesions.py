@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from export.graph import IntrospectGraph
-from export.verify import source_input, synthetic_images
+from export.verify import synthetic_images
+from models.pixels import normalised
 from models.resnet import ResNet, build
 from tests.conftest import liven, metadata_for
 from tests.support.frozen import ROWS, without_branch
@@ -37,7 +38,7 @@ def test_a_gate_of_zero_is_a_network_without_the_branch(row: str) -> None:
     source = copy.deepcopy(model).double()
     with torch.no_grad():
         logits = IntrospectGraph(model, preprocessing)(images, gates)[0].numpy()
-        x_NCHW = source_input(image, preprocessing)
+        x_NCHW = normalised(image, preprocessing, torch.float64)
         expected = [
             network(x_NCHW)[0].numpy()
             for network in (source, *(without_branch(source, name) for name in names))

@@ -14,10 +14,11 @@ from torch import nn
 
 from export.pipeline import export_artifact
 from export.prune import PruneError, describe_pruned, hidden_widths, kept_channels, prune
-from export.verify import source_input, synthetic_images
+from export.verify import synthetic_images
 from models.blocks import SqueezeExcitation
 from models.checkpoint import CheckpointError, describe_architecture, load_checkpoint, save_checkpoint
 from models.count import count
+from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
 from models.statistics import estimate_statistics
 from models.training.data import ImageSet
@@ -54,7 +55,9 @@ def small(name: str) -> ResNet:
 
 def logits(model: ResNet) -> torch.Tensor:
     with torch.inference_mode():
-        return model(source_input(IMAGES, metadata_for(model).preprocessing).to(next(model.parameters())))
+        return model(
+            normalised(IMAGES, metadata_for(model).preprocessing, torch.float64).to(next(model.parameters()))
+        )
 
 
 def silence(model: ResNet, ratio: float) -> None:
@@ -181,7 +184,7 @@ def test_statistics_are_those_of_the_given_images() -> None:
     images = synthetic_images(40, 32, seed=3)
     got = prune(model, 0.4, images, preprocessing)
     expected = prune(model, 0.4)
-    estimate_statistics(expected, [source_input(images, preprocessing).float()])
+    estimate_statistics(expected, [normalised(images, preprocessing, torch.float64).float()])
     assert torch.allclose(logits(got), logits(expected), atol=1e-5)
     assert not torch.allclose(logits(got), logits(prune(model, 0.4)), atol=1e-2)
 

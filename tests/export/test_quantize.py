@@ -16,10 +16,11 @@ from export.calibrate import Range, calibrate
 from export.emulate import open_session, run_as_written
 from export.fuse import fuse_batchnorm
 from export.graph import export_graph
-from export.qat import Rounding, add_rounding, fine_tune_under_rounding, normalised, start_rounding
+from export.qat import Rounding, add_rounding, fine_tune_under_rounding, start_rounding
 from export.qdq import LAYERS, rounded_tensors
 from export.quantize import Int8, QuantizeError, quantize, sensitivities
 from export.verify import synthetic_images
+from models.pixels import normalised
 from models.resnet import build
 from tests.conftest import liven, metadata_for
 

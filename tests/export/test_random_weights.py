@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from export.random_weights import random_model, sha256_of_weights
-from export.verify import source_input, synthetic_images
+from export.verify import synthetic_images
+from models.pixels import normalised
 from models.zoo import UnknownArchitecture
 
 FP16_MAX = 65_504
@@ -38,7 +39,7 @@ def test_what_is_known_of_it() -> None:
 def test_activations_neither_fade_nor_overflow(name: str) -> None:
     """On images that the statistics are not of; in every block, and in logits that tell them apart."""
     model, metadata = random_model(name, 0)
-    images = source_input(synthetic_images(4, 32, seed=9), metadata.preprocessing).float()
+    images = normalised(synthetic_images(4, 32, seed=9), metadata.preprocessing, torch.float64).float()
     with torch.no_grad():
         logits, taps = model.forward_taps(images)
     for block, tap in taps.items():

@@ -21,7 +21,8 @@ from artifact.manifest import lens_blocks, map_slices
 from engines.engine import EngineName, EngineOptions
 from engines.registry import open_engine
 from export.graph import AttributeGraph, ClassifyGraph, export_graph
-from export.verify import source_input, synthetic_images
+from export.verify import synthetic_images
+from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
 from tests.conftest import liven, metadata_for
 from tests.support.frozen import ROWS, Attribution, FrozenNetwork
@@ -55,7 +56,7 @@ def graph_outputs(model: ResNet, images: NDArray[np.uint8], gates: NDArray[np.fl
 
 
 def oracle(model: ResNet, images: NDArray[np.uint8], gates: NDArray[np.float32]) -> Attribution:
-    x_NCHW = source_input(images, metadata_for(model, images.shape[1]).preprocessing)
+    x_NCHW = normalised(images, metadata_for(model, images.shape[1]).preprocessing, torch.float64)
     frozen = FrozenNetwork(model, x_NCHW, torch.from_numpy(gates).double())
     return frozen.attribute(torch.where(TARGETS < 0, frozen.logits_NK.argmax(1), TARGETS))
 
@@ -161,7 +162,7 @@ def test_the_lens_is_the_head_on_every_block_s_output() -> None:
     model, images = network("option C"), synthetic_images(NUM_IMAGES, 32, seed=7)
     gates = gates_for(model)
     source = copy.deepcopy(model).double()
-    x_NCHW = source_input(images, metadata_for(model).preprocessing)
+    x_NCHW = normalised(images, metadata_for(model).preprocessing, torch.float64)
     with torch.no_grad():
         _, taps = source.forward_taps(x_NCHW, torch.from_numpy(gates).double())
         expected = [source.pool_and_head(taps[name].output) for name in ("stage2.0", "stage2.1")]

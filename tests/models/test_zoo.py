@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from artifact.manifest import WITHOUT_CONTRIBUTIONS, GraphKind
 from export.fuse import fuse_batchnorm
 from export.graph import export_graph
-from export.verify import check_parity, reference, source_input, synthetic_images
+from export.verify import check_parity, reference, synthetic_images
 from models.count import count
+from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
 from models.zoo import ZOO, Architecture, UnknownArchitecture, architecture
 from tests.conftest import liven, metadata_for
@@ -67,7 +68,7 @@ def test_a_step_moves_every_parameter(name: str) -> None:
 def test_fused_network_gives_the_same_logits_and_leaves_the_source(name: str) -> None:
     model = liven(build(name, **narrow(name, num_classes=10))).double()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    x = source_input(synthetic_images(2, SMALL[name], seed=0), metadata_for(model).preprocessing)
+    x = normalised(synthetic_images(2, SMALL[name], seed=0), metadata_for(model).preprocessing, torch.float64)
     fused = fuse_batchnorm(model)
     with torch.inference_mode():
         assert torch.allclose(fused(x), model(x), rtol=1e-9, atol=1e-9)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.training.augment import augment, color_jitter, mix, normalise, random_crop, random_erasing
+from models.pixels import normalised
+from models.training.augment import augment, color_jitter, mix, random_crop, random_erasing
 from models.training.recipe import RECIPES
 
 PLAIN = replace(RECIPES["cifar10-resnet20"], flip=False, crop_padding=0)
@@ -23,7 +24,7 @@ def batch(count: int = 8, size: int = 32) -> Tensor:
 def test_without_randomness_only_normalisation_is_left() -> None:
     images = batch()
     x, target = augment(images, torch.arange(8), 32, PLAIN, generator())
-    expected = normalise(images.permute(0, 3, 1, 2).float() / 255, PLAIN)
+    expected = normalised(images, PLAIN.preprocessing())
     assert torch.allclose(x, expected, atol=1e-5)
     assert torch.equal(target.argmax(1), torch.arange(8))
 
