@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.config import JsonDict
 
 from artifact.errors import ResiduumError
 
@@ -146,8 +147,17 @@ class Speed(Record):
     images_per_s: float
 
 
+def _engines_are_always_shown(schema: JsonDict) -> None:
+    """Let the HTTP schema promise `Graph.engines`, which answers always have."""
+    required = schema["required"]
+    assert isinstance(required, list)
+    required.insert(required.index("parity"), "engines")
+
+
 class Graph(Record):
     """One ONNX file of the artifact."""
+
+    model_config = ConfigDict(json_schema_extra=_engines_are_always_shown)
 
     kind: GraphKind
     precision: Precision
@@ -157,7 +167,9 @@ class Graph(Record):
     opset: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    engines: tuple[str, ...]  # which engines may run it
+    # Which engines can run it follows from its precision (engines/registry.py). The file does not say it, and
+    # what an older file says is ignored. The server fills it in where it shows a manifest.
+    engines: tuple[str, ...] = Field(default_factory=tuple)
     parity: Parity
     golden_logits: tuple[float, ...]  # of the golden image, from the source model
     golden_tolerance: float  # how far an engine may be from them, in logits
@@ -165,6 +177,11 @@ class Graph(Record):
     verdict: str | None = None  # why the precision passed its gate, in a sentence
     quantization: Quantization | None = None
     speeds: tuple[Speed, ...] = ()
+
+    @field_validator("engines", mode="before")
+    @classmethod
+    def _ignore_engines(cls, _of_an_older_file: object) -> tuple[str, ...]:
+        return ()
 
 
 class ReceptiveField(Record):
@@ -259,7 +276,9 @@ class Manifest(Record):
         return (self.golden_image, *self.reports, *(graph.file for graph in self.graphs))
 
     def write(self, directory: Path) -> None:
-        (directory / MANIFEST_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Write it into the artifact's directory."""
+        text = self.model_dump_json(indent=1, exclude={"graphs": {"__all__": {"engines"}}})
+        (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:

@@ -31,7 +31,7 @@ from benchmarks.subjects import Check, FloatInput, Inputs, default_artifacts
 from benchmarks.theory import Cost, Machine, cost_of, print_machine, print_theory, this_machine
 from engines.engine import Device, Engine, EngineError, EngineName, EngineOptions, EngineUnavailable
 from engines.machine import num_gpus
-from engines.registry import ENGINE_NAMES, modes, open_engine
+from engines.registry import ENGINES, engines_for, modes, open_engine
 from service.settings import Settings
 
 ROUNDS = 5
@@ -41,7 +41,7 @@ COLUMNS = (
 )  # fmt: skip
 KINDS: tuple[str, ...] = get_args(GraphKind)
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
-FLOAT_INPUT_ENGINES = ("onnxruntime", "openvino")
+BASELINE = "onnxruntime"  # whose fp32 the others are compared with
 
 
 class BenchError(ResiduumError):
@@ -144,10 +144,10 @@ def candidates(
     found = []
     left_out: dict[str, None] = {}
     for graph in sorted(manifest.graphs, key=lambda g: (g.precision != "fp32", KINDS.index(g.kind))):
-        for name in ENGINE_NAMES:
-            baseline = name == "onnxruntime" and graph.precision == "fp32"
+        for name in engines_for(graph.precision):
+            baseline = name == BASELINE and graph.precision == "fp32"
             asked = settings.engine in ("auto", name) and settings.precision in ("auto", graph.precision)
-            if name not in graph.engines or not (asked or baseline):
+            if not (asked or baseline):
                 continue
             options = EngineOptions(cast(Device, device), None, settings.threads, tuple(batches))
             try:
@@ -177,7 +177,7 @@ def open_rows(
         print(f"opening {what} ...", file=sys.stderr, flush=True)
         variants: list[tuple[str, Path, FloatInput | None]] = [(graph.kind, directory / graph.file, None)]
         try:
-            if graph.kind == "classify" and name in FLOAT_INPUT_ENGINES:
+            if graph.kind == "classify" and not ENGINES[name].slow_import:
                 cut = FloatInput(directory / graph.file, work / f"{len(rows)}.onnx")
                 variants.append(("float input", cut.path, cut))
             for kind, path, cut_here in variants:
@@ -219,7 +219,7 @@ def summarise(row: Row, rows: Sequence[Row], costs: Mapping[Precision, Cost]) ->
     """The row's figures; None where it was not timed, or what it is compared with was not."""
     kind, precision, name, mode, size = row.key
     base = kind if kind in KINDS else "classify"
-    to_ort = next((r for r in rows if r.key[:3] == (base, "fp32", "onnxruntime") and r.key[4] == size), None)
+    to_ort = next((r for r in rows if r.key[:3] == (base, "fp32", BASELINE) and r.key[4] == size), None)
     to_classify = next((r for r in rows if r.key == ("classify", precision, name, mode, size)), None)
     rate = statistics.median(row.rates) if row.rates else None
     return row.facts | {

@@ -23,11 +23,10 @@ from artifact.store import EMBEDDED, find_artifact
 from benchmarks.subjects import random_artifact
 from engines.engine import EngineError, EngineName, EngineOptions
 from engines.machine import num_cores
-from engines.registry import open_engine
+from engines.registry import ENGINES, open_engine
 
 NUM_PHOTOGRAPHS = 16
 WIDTH, HEIGHT, QUALITY = 500, 375, 93
-ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino")
 BATCHES = (1, 4, 8)
 SEED = 0
 
@@ -142,7 +141,7 @@ def ceiling(subject: Subject, files: Sequence[Path], seconds: float) -> Ceiling:
     one = decode_rate(subject, files, 1, seconds)
     tried = [
         {"engine": engine, "instances": instances, "batch": batch, "images_per_s": rate}
-        for engine in ENGINES
+        for engine in [row.name for row in ENGINES.values() if "int8" in row.cpu]
         for instances in sorted({1, cores})
         for batch, rate in inference_rates(subject, engine, instances, BATCHES, seconds).items()
     ]

@@ -1,9 +1,9 @@
 """What an engine is, on one page. An engine runs one graph; it knows no HTTP, no batches and no manifest.
 
-EngineError             the engine failed, or cannot be had
-└── EngineUnavailable   it cannot be had on this machine; the message says why and what to do
+EngineError             the engine failed, or is not available
+└── EngineUnavailable   it is not available on this machine; the message says why and what to do
 
-Every engine is one file beside this one, imported when it is asked for and not before.
+`engines/registry.py` lists the engines. Each is a module beside this one, imported when it is used.
 """
 
 from __future__ import annotations
@@ -11,23 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from artifact.errors import ResiduumError
 from engines.machine import MAX_AUTO_THREADS, auto_threads
 
+if TYPE_CHECKING:  # `--help` lists the engines, and shall not wait for numpy
+    from numpy.typing import NDArray
 
-def batch_sizes(max_batch_size: int) -> list[int]:
-    """The sizes that batches are padded to: 1, 2, 4, ... and the maximum itself."""
-    sizes = [1]
-    while sizes[-1] * 2 < max_batch_size:
-        sizes.append(sizes[-1] * 2)
-    return sizes if max_batch_size == 1 else [*sizes, max_batch_size]
-
-
-EngineName = Literal["onnxruntime", "openvino", "torch"]
+EngineName = str  # a key of `engines.registry.ENGINES`
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -36,23 +28,28 @@ class EngineError(ResiduumError):
 
 
 class EngineUnavailable(EngineError):
-    """This engine, or the device or precision asked for, cannot be had on this machine."""
+    """The engine, or the device or precision asked for, is not available on this machine."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine shall run a graph.
+    """How an engine runs a graph.
 
-    `mode` is a variant of the engine, None its usual one:
-    onnxruntime "cpu", "cuda", "tensorrt"; openvino "cpu"; torch "eager", "compile".
+    Attributes:
+        mode: a variant of the engine, such as "tensorrt" of onnxruntime or "compile" of torch; None: its
+            usual one.
+        threads: CPU threads of one graph, all its instances together; 0: by the number of cores.
+        batch_sizes: the sizes that will be run.
+        cache: a directory where compiled plans may be stored; None: nowhere.
+        instances: batches that run at the same time.
     """
 
     device: Device = "auto"
     mode: str | None = None
-    threads: int = 0  # CPU threads for one graph, all its instances together; 0: by the cores
-    batch_sizes: tuple[int, ...] = (1,)  # the sizes that will be run
-    cache: Path | None = None  # a directory where compiled plans may be kept; None: nowhere
-    instances: int = 1  # batches that run at once
+    threads: int = 0
+    batch_sizes: tuple[int, ...] = (1,)
+    cache: Path | None = None
+    instances: int = 1
 
     @property
     def threads_each(self) -> int:
@@ -63,12 +60,16 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs a graph, in words for logs and `GET /models`."""
+    """Which engine runs a graph, and how, for logs and `GET /models`.
+
+    Attributes:
+        threads: CPU threads of the graph, all its instances together; 0 on a GPU.
+    """
 
     name: EngineName
     version: str
     device: Literal["cpu", "cuda"]
-    threads: int  # that run one graph, all its instances together; 0 where the device is no CPU
+    threads: int
     mode: str
     instances: int
 
@@ -76,22 +77,30 @@ class EngineInfo:
 class Engine(Protocol):
     """One graph, ready to run on one device.
 
-    `run` may be called from `info.instances` threads at a time; a call beyond them waits for its turn.
+    `run` may be called from several threads. `info.instances` calls run at the same time; others wait.
     """
 
     @property
     def info(self) -> EngineInfo: ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """All inputs by name, each with a batch axis in front, to all outputs by name.
+        """Run the graph on all its inputs, each with a leading batch axis; return all its outputs by name.
 
-        The outputs are the caller's: no other run changes them.
+        The caller owns the outputs: no other run changes them.
 
         Raises:
-            EngineError: the run failed; those at the same time are none the worse.
+            EngineError: this run failed; runs at the same time are not affected.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory and threads; no `run` may be under way, or come after it."""
+        """Free memory and threads; no `run` may be in progress, and none may follow."""
         ...
+
+
+def batch_sizes(max_batch_size: int) -> list[int]:
+    """Return the sizes that batches are padded to: 1, 2, 4, ... and the maximum itself."""
+    sizes = [1]
+    while sizes[-1] * 2 < max_batch_size:
+        sizes.append(sizes[-1] * 2)
+    return sizes if max_batch_size == 1 else [*sizes, max_batch_size]

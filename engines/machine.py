@@ -7,9 +7,10 @@ import os
 import platform
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # see engines/engine.py
+    from numpy.typing import NDArray
 
 MAX_AUTO_THREADS = 16  # of one instance: a ResNet's layers are too small to feed more
 # Features that decide which arithmetic is fast, or right, as Linux spells them.

@@ -9,7 +9,7 @@ Only these classes read the environment. Settings are frozen and passed down, ne
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic.config import JsonDict
@@ -17,8 +17,15 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from artifact.errors import ResiduumError
+from engines.registry import ENGINES as ROWS
 
 ENV_PREFIX = "RESIDUUM_"
+
+# The choices of `--engine` come from the table of engines; a type checker cannot read them from there.
+if TYPE_CHECKING:
+    EngineChoice = str
+else:
+    EngineChoice = Literal["auto", *ROWS]
 
 
 def group(heading: str) -> JsonDict:
@@ -44,7 +51,7 @@ class AnySettings(BaseSettings):
 class EngineSettings(AnySettings):
     """What runs a graph, and how."""
 
-    engine: Literal["auto", "onnxruntime", "openvino", "torch"] = Field(
+    engine: EngineChoice = Field(
         "auto",
         json_schema_extra=ENGINES,
         description="what runs the graphs; auto: those that are installed are checked and timed when a model "

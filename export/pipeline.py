@@ -37,7 +37,7 @@ from export.accuracy import check_accuracy, check_agreement, score
 from export.emulate import run_as_written
 from export.graph import cut_introspect, export_graph
 from export.images import ValidationImages
-from export.precisions import ENGINES, KINDS, Precisions, TimeGraphs
+from export.precisions import KINDS, Precisions, TimeGraphs
 from export.quantize import Int8, quantize, sensitivities
 from export.report import CHART, TABLE, write_report
 from export.verify import check_parity, golden, reference, synthetic_images
@@ -219,7 +219,6 @@ class _Making:
             opset=next(opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")),
             inputs=tuple(_tensor(info) for info in proto.graph.input),
             outputs=tuple(_tensor(info) for info in proto.graph.output),
-            engines=ENGINES[precision],
             parity=parity,
             golden_logits=tuple(float(np.float32(value)) for value in golden_logits),
             golden_tolerance=golden_tolerance,

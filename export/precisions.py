@@ -30,14 +30,6 @@ KINDS: dict[Precision, tuple[GraphKind, ...]] = {
     "int8": ("classify",),
     "int8-trt": ("classify",),
 }
-# Which engines may run it; whether one does so on a given machine, it finds out there.
-ENGINES: dict[Precision, tuple[str, ...]] = {
-    "fp32": ("onnxruntime", "openvino", "torch"),
-    "bf16": ("openvino", "torch"),
-    "fp16": ("onnxruntime", "openvino", "torch"),
-    "int8": ("onnxruntime", "openvino"),
-    "int8-trt": ("onnxruntime",),
-}
 NUM_CALIBRATION_IMAGES = 512
 
 # The artifact's folder and manifest to what was measured, by the graphs' file names.

@@ -10,7 +10,7 @@ from artifact.errors import ResiduumError
 from artifact.manifest import Graph, GraphKind, Manifest
 from engines.engine import Device, EngineName, EngineOptions, EngineUnavailable, batch_sizes
 from engines.machine import MAX_AUTO_THREADS, auto_threads
-from engines.registry import ENGINE_NAMES, installed_version, instance_counts, modes
+from engines.registry import ENGINES, engines_for, installed_version, instance_counts, modes
 from engines.selection.trial import Candidate
 from engines.settings import EngineSettings
 
@@ -21,13 +21,13 @@ INT8 = ("int8", "int8-trt")
 
 
 class NothingRuns(ResiduumError):
-    """No candidate is there, or none is right; the message says what there is, or why."""
+    """No candidate exists, or none is right; the message lists what exists, or says why."""
 
 
 def candidates(manifest: Manifest, kind: GraphKind, settings: EngineSettings) -> list[Candidate]:
-    """All that the artifact has, the settings allow and this machine should try, those on a GPU first.
+    """Return what the artifact has, the settings allow and this machine should try; GPUs first.
 
-    Where nothing is worth trying, what was asked for is: it runs slowly, or says why it cannot.
+    If nothing is worth trying, return what was asked for: it runs slowly, or says why it cannot.
 
     Raises:
         NothingRuns: the artifact has no such graph for such an engine.
@@ -40,20 +40,26 @@ def candidates(manifest: Manifest, kind: GraphKind, settings: EngineSettings) ->
         for device in DEVICES
         if settings.device in ("auto", device)
         for graph, engine in pairs
-        if engine != "torch" or device == "cuda" or settings.engine == "torch"
+        if device == "cuda" or settings.engine == engine or not ENGINES[engine].slow_import
         for mode in modes_to_try(graph, engine, device, settings, broken)
     ]
     if found:
         return found
     asked = [pair for pair in pairs if settings.precision != "auto" or pair[0] is pairs[0][0]]
-    without_torch = [pair for pair in asked if pair[1] != "torch"]
-    return [Candidate(graph, engine, settings.device, None) for graph, engine in without_torch or asked]
+    quick = [pair for pair in asked if not ENGINES[pair[1]].slow_import]
+    return [Candidate(graph, engine, settings.device, None) for graph, engine in quick or asked]
 
 
 def modes_to_try(
     graph: Graph, engine: EngineName, device: Device, settings: EngineSettings, broken: set[EngineName]
 ) -> tuple[str, ...]:
-    """`modes`; none where the engine does not start, and no compiling for minutes unless it is asked for."""
+    """Return the modes worth timing; none of an engine that does not start, which is added to `broken`.
+
+    Modes that take minutes to open are left out, unless the engine is asked for by name.
+
+    Raises:
+        EngineUnavailable: the engine asked for by name does not start.
+    """
     if engine in broken:
         return ()
     try:
@@ -64,7 +70,9 @@ def modes_to_try(
         logger.warning("%s is left out: %s", engine, error)
         broken.add(engine)
         return ()
-    return found if settings.engine == engine else tuple(mode for mode in found if mode != "compile")
+    if settings.engine == engine:
+        return found
+    return tuple(mode for mode in found if mode not in ENGINES[engine].modes_on_request)
 
 
 def engine_options(
@@ -74,39 +82,47 @@ def engine_options(
     cache: Path | None = None,
     instances: int = 1,
 ) -> EngineOptions:
+    """Return the options with which an engine is opened under these settings."""
     sizes = tuple(batch_sizes(settings.max_batch_size))
     threads = settings.threads or min(cpu_threads(settings), instances * MAX_AUTO_THREADS)
     return EngineOptions(device, mode, threads, sizes, cache, instances)
 
 
 def cpu_threads(settings: EngineSettings) -> int:
-    """Of one graph, all its instances together."""
+    """Return the CPU threads of one graph, all its instances together."""
     return settings.threads or auto_threads(settings.workers)
 
 
 def counts_to_try(candidate: Candidate, settings: EngineSettings) -> tuple[int, ...]:
-    """The numbers of instances to try; the one that is set, where it is."""
+    """Return the numbers of instances to try, or only the number that is set."""
     if settings.instances:
         return (settings.instances,)
     return instance_counts(candidate.engine, candidate.device, cpu_threads(settings))
 
 
 def _pairs(manifest: Manifest, kind: GraphKind, settings: EngineSettings) -> list[tuple[Graph, EngineName]]:
-    """Graphs with the installed engines that may run them, as the settings allow, in the artifact's order."""
+    """Return the graphs that the settings allow, each with every installed engine for its precision.
+
+    If none of the engines is installed, return the pairs of the first one: opening it says how to install it.
+    """
     graphs = [graph for graph in manifest.graphs if graph.kind == kind]
     wanted = [graph for graph in graphs if settings.precision in ("auto", graph.precision)]
-    if kind != "classify":  # never int8; and one precision less than classify has is no reason to fail
+    if kind != "classify":  # never int8; a precision that only classify has is not an error either
         wanted = [g for g in wanted or graphs if g.precision not in INT8]
-    names = [name for name in ENGINE_NAMES if settings.engine in ("auto", name)]
-    pairs = [(graph, name) for graph in wanted for name in names if name in graph.engines]
+    pairs = [
+        (graph, name)
+        for graph in wanted
+        for name in engines_for(graph.precision)
+        if settings.engine in ("auto", name)
+    ]
     if not pairs:
         raise NothingRuns(
             f"{manifest.name} has no {kind} graph of precision {settings.precision} for engine "
             f"{settings.engine}; there is: {_describe(graphs)} (`residuum export --precision` adds others)"
         )
-    there = [pair for pair in pairs if installed_version(pair[1]) is not None]
-    return there or [pair for pair in pairs if pair[1] == pairs[0][1]]  # to be told how to install it
+    installed = [pair for pair in pairs if installed_version(pair[1]) is not None]
+    return installed or [pair for pair in pairs if pair[1] == pairs[0][1]]
 
 
 def _describe(graphs: Iterable[Graph]) -> str:
-    return ", ".join(f"{graph.precision} ({', '.join(graph.engines)})" for graph in graphs) or "none"
+    return ", ".join(f"{g.precision} ({', '.join(engines_for(g.precision))})" for g in graphs) or "none"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from artifact.manifest import Graph
 from engines.engine import Device
 from engines.machine import num_gpus
-from engines.registry import ENGINE_NAMES, installed_version
+from engines.registry import ENGINES, engines_for, installed_version
 from engines.selection.candidates import (
     DEVICES,
     NothingRuns,
@@ -88,16 +88,16 @@ def try_graph(source: Source[S], graph: Graph) -> tuple[EngineTrial, ...]:
     settings = source.settings
     devices: list[Device] = [d for d in DEVICES if settings.device in ("auto", d)] if num_gpus() else ["cpu"]
     found: list[Candidate] = []
-    for engine in ENGINE_NAMES:
-        if engine not in graph.engines or installed_version(engine) is None:
+    for engine in engines_for(graph.precision):
+        if installed_version(engine) is None:
             continue
         worth = [
             Candidate(graph, engine, device, mode)
             for device in devices
             for mode in modes_to_try(graph, engine, device, settings, set())
         ]
-        usual = devices[-1] if engine == "openvino" else devices[0]
-        found += worth or [Candidate(graph, engine, usual, None)]
+        able = [device for device in devices if graph.precision in ENGINES[engine].precisions(device)]
+        found += worth or [Candidate(graph, engine, (able or devices)[0], None)]
     return tuple(_try_all(source, found, every_device=True))
 
 

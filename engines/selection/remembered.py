@@ -16,7 +16,7 @@ from tempfile import mkstemp
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.machine import cpu_features, cpu_name, gpu_name, num_cores
-from engines.registry import ENGINE_NAMES, installed_version
+from engines.registry import ENGINES, installed_version
 from engines.selection.candidates import cpu_threads
 from engines.selection.source import S, Source
 from engines.selection.trial import Candidate, EngineTrial
@@ -91,7 +91,7 @@ def _key(source: Source[S], candidates: Sequence[Candidate]) -> Key:
         cores=num_cores(),
         gpu=gpu_name(),
         tensorrt=_tensorrt_version(),
-        engines={name: installed_version(name) for name in ENGINE_NAMES},
+        engines={name: installed_version(name) for name in ENGINES},
         artifact=(manifest.name, manifest.version, *(graph.sha256 for graph in manifest.graphs)),
         max_batch_size=settings.max_batch_size,
         threads=cpu_threads(settings),

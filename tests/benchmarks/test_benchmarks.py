@@ -24,7 +24,7 @@ from benchmarks.engines import BenchError, bench_engines
 from benchmarks.peers.introspection import rows_of, time_slice
 from benchmarks.subjects import FloatInput
 from benchmarks.theory import Machine, cost_of, cpu_ceiling, intensity
-from engines.registry import open_engine
+from engines.registry import engines_for, open_engine
 from models.count import count
 from models.resnet import build
 from models.zoo import ZOO
@@ -101,7 +101,7 @@ def test_bench_prints_theory_then_the_table_then_json(
     found = {(row["engine"], row["graph"], row["batch"]) for row in model["rows"]}
     for graph in manifest.graphs:
         assert {("onnxruntime", graph.kind, 1), ("onnxruntime", graph.kind, 3)} <= found
-        assert {engine for engine, _, _ in found} <= set(graph.engines)
+        assert {engine for engine, _, _ in found} <= set(engines_for(graph.precision))
     assert ("onnxruntime", "float input", 3) in found
     for row in model["rows"]:
         assert row["right"]

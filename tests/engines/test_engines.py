@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
@@ -21,7 +22,7 @@ from engines.engine import Engine, EngineError, EngineName, EngineOptions, Engin
 from engines.instances import Instances
 from engines.machine import auto_threads, cpu_features, cpu_name, num_cores, num_gpus, pin_memory
 from engines.onnxruntime import CPU, OnnxRuntimeEngine, cuda_options, open_session
-from engines.registry import _WHERE, ENGINE_NAMES, installed_version, instance_counts, modes, open_engine
+from engines.registry import ENGINES, installed_version, instance_counts, modes, open_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 ON_CPU = EngineOptions(device="cpu")
@@ -63,7 +64,7 @@ def test_info(classify: Path) -> None:
     assert info.version == installed_version("onnxruntime")
 
 
-ON_EACH_ENGINE = pytest.mark.parametrize("name", [name for name in ENGINE_NAMES if installed_version(name)])
+ON_EACH_ENGINE = pytest.mark.parametrize("name", [name for name in ENGINES if installed_version(name)])
 TIMEOUT_S = 60  # of a test that would else hang where it should fail
 
 
@@ -182,7 +183,7 @@ def test_what_is_lent_comes_back_and_the_warmest_goes_first() -> None:
     ],
 )
 def test_numbers_of_instances_worth_timing(threads: int, expected: tuple[int, ...]) -> None:
-    for name in ENGINE_NAMES:
+    for name in ENGINES:
         assert instance_counts(name, "cpu", threads) == expected
     assert instance_counts("onnxruntime", "cuda", threads) == (1, 2)
     assert instance_counts("torch", "cuda", threads) == (1,)
@@ -298,11 +299,11 @@ def test_modes_worth_trying() -> None:
 def test_an_engine_that_is_not_installed_says_how_to(
     classify: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName
 ) -> None:
-    where = _WHERE[name]
-    monkeypatch.setitem(sys.modules, where.module, None)
+    row = ENGINES[name]
+    monkeypatch.setitem(sys.modules, row.module, None)
     with pytest.raises(EngineUnavailable, match=rf"engine {name} is installed, but does not start: "):
         open_engine(name, classify, "fp32")
-    monkeypatch.setitem(_WHERE, name, where._replace(distributions=("no-such-distribution",)))
+    monkeypatch.setitem(ENGINES, name, replace(row, distributions=("no-such-distribution",)))
     with pytest.raises(EngineUnavailable, match=rf"not installed: in .* pip install -e '\.\[{name}\]'"):
         open_engine(name, classify, "fp32")
 
@@ -311,7 +312,7 @@ def test_an_engine_whose_import_fails_is_unavailable(monkeypatch: pytest.MonkeyP
     """Whatever it raises: a library that is missing, a driver that does not start."""
     (tmp_path / "broken_engine.py").write_text("raise RuntimeError('libtbb.so is missing')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(_WHERE, "openvino", _WHERE["openvino"]._replace(module="broken_engine"))
+    monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["openvino"], module="broken_engine"))
     with pytest.raises(EngineUnavailable, match=r"does not start: libtbb\.so is missing"):
         modes("openvino", "fp32", ON_CPU)
 

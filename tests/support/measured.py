@@ -173,7 +173,6 @@ def _graph(kind: GraphKind, num_classes: int) -> Graph:
         opset=20,
         inputs=(),
         outputs=(),
-        engines=("onnxruntime",),
         parity=Parity(
             num_images=1,
             batch_sizes=(1,),

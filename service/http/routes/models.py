@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from artifact.manifest import Manifest
+from engines.registry import engines_for
 from service.errors import Forbidden, LoadRefused, NotReady, RateLimited, Unauthorized, UnknownModel
 from service.http.policy import ADMIN, follows
 from service.http.problems import problem_responses
@@ -67,8 +69,14 @@ def _detail(models: Repository, name: str) -> ModelDetail:
         threads=model.engine.threads,
         graphs={kind: _running(graph) for kind, graph in model.graphs.items()},
         batch_ms={kind: _rounded(graph.batcher.batch_ms) for kind, graph in model.graphs.items()},
-        manifest=model.manifest,
+        manifest=_with_engines(model.manifest),
     )
+
+
+def _with_engines(manifest: Manifest) -> Manifest:
+    """Return the manifest with the engines that can run each graph, which its file does not say."""
+    graphs = [graph.model_copy(update={"engines": engines_for(graph.precision)}) for graph in manifest.graphs]
+    return manifest.model_copy(update={"graphs": tuple(graphs)})
 
 
 def _running(graph: LoadedGraph) -> RunningGraph:

@@ -22,7 +22,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from artifact.manifest import Graph, Manifest, read_manifest, sha256_of
 from engines.golden import golden_batch, golden_row
 from engines.machine import cpu_features
-from engines.registry import ENGINE_NAMES
 from engines.selection.candidates import NothingRuns, candidates, engine_options
 from engines.selection.choice import Choice, choose, next_best, try_graph
 from engines.selection.source import Source
@@ -67,9 +66,8 @@ def several(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    graphs = [graph.model_copy(update={"engines": ENGINE_NAMES}) for graph in manifest.graphs]
     int8 = emulated(fp32, out, "classify.int8.onnx")
-    rewrite(manifest, out, [*graphs, int8])
+    rewrite(manifest, out, [*manifest.graphs, int8])
     return out
 
 
@@ -85,7 +83,6 @@ def emulated(graph: Graph, directory: Path, file: str) -> Graph:
             "precision": "int8",
             "file": file,
             "sha256": sha256_of(directory / file),
-            "engines": ("onnxruntime", "openvino"),
             "golden_logits": tuple(map(float, logits_1K[0])),
             "golden_tolerance": SOUND * float(np.abs(logits_1K).max()),
         }
@@ -153,12 +150,12 @@ def test_half_precision_without_the_hardware_is_tried_only_when_asked_for(
     manifest = read_manifest(several)
     fp32 = manifest.graph("classify")
     assert fp32 is not None
-    half = fp32.model_copy(update={"precision": "fp16", "engines": ("onnxruntime",)})
+    half = fp32.model_copy(update={"precision": "fp16"})
     manifest = manifest.model_copy(update={"graphs": (*manifest.graphs, half)})
     found = candidates(manifest, "classify", settings_for(tmp_path))
     assert "fp16" not in {candidate.graph.precision for candidate in found}
     asked = candidates(manifest, "classify", settings_for(tmp_path, precision="fp16"))
-    assert words(asked) == ["fp16 onnxruntime on cpu"]
+    assert words(asked) == ["fp16 onnxruntime on cpu", "fp16 openvino on cpu"]
 
 
 def test_what_the_artifact_lacks_is_said(several: Path, tmp_path: Path) -> None:

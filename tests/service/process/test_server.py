@@ -23,7 +23,7 @@ from PIL import Image
 from artifact.manifest import Manifest, read_manifest
 from artifact.preprocess import preprocess
 from engines.engine import EngineOptions
-from engines.registry import open_engine
+from engines.registry import engines_for, open_engine
 from engines.settings import SettingsError
 from service.http.app import create_app
 from service.process.serve import serve
@@ -181,6 +181,8 @@ def test_models(client: httpx.Client, manifest: Manifest) -> None:
     [summary] = client.get("/models").json()["models"]
     assert (summary["name"], summary["default"], summary["device"]) == (manifest.name, True, "cpu")
     detail = client.get(f"/models/{manifest.name}").json()
+    for graph in detail["manifest"]["graphs"]:
+        assert graph["engines"] == list(engines_for(graph["precision"]))
     assert Manifest.model_validate(detail["manifest"]) == manifest
     assert set(detail["batch_ms"]["classify"]) == {"1", "2", "4"}
     assert set(detail["graphs"]) == {"classify", "introspect", "attribute"}
