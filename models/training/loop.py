@@ -1,8 +1,8 @@
 """The training loop.
 
-Every random choice of step i is drawn from (seed, i) alone, so a run that was killed goes on from
-its last saved step with the same result as one that was not. Devices, processes and mixed precision
-are Lightning Fabric's: under `torchrun` each process takes its slice of every batch.
+Every random choice of step i is drawn from (seed, i) alone, so a killed run that is resumed from its last
+saved step ends with the same weights as an uninterrupted one. Lightning Fabric looks after devices, processes
+and mixed precision: under `torchrun` each process takes its slice of every batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +26,8 @@ from models.training.augment import augment
 from models.training.data import ImageSet
 from models.training.plots import plot_curves
 from models.training.recipe import Recipe
-from models.training.run import (
-    STATE_FILE,
-    TrainingError,
-    check_finite,
-    make_fabric,
-    make_state,
-    network_of,
-    restore_state,
-    same_statistics,
-    save_state,
-    update_average,
-    write_checkpoint,
-)
+from models.training.run import Run, make_fabric, make_state, same_statistics, write_checkpoint
+from models.training.state import STATE_FILE, TrainingError
 
 CURE = "try a lower learning_rate, a longer warmup_epochs, or clip_norm"
 NUM_LOSSES_KEPT = 50  # losses are looked at this many steps at a time: reading each would stall a GPU
@@ -75,76 +63,79 @@ def train(
     _check_sets(recipe, train_set, valid_set)
     out.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(recipe, accelerator, out)
-    steps_per_epoch = len(train_set) // recipe.batch_size
-    if steps_per_epoch == 0:
+    if len(train_set) < recipe.batch_size:
         raise TrainingError(f"{len(train_set)} images do not fill one batch of {recipe.batch_size}")
-    num_steps = steps_per_epoch * recipe.epochs
-    state = make_state(recipe, fabric, network)
-    state["data"] = [len(train_set), len(valid_set), fabric.world_size]
+    state = make_state(recipe, fabric, [len(train_set), len(valid_set), fabric.world_size], network)
     if resume and (out / STATE_FILE).is_file():
-        restore_state(fabric, state, out)
+        state.restore(fabric, out)
     elif fabric.is_global_zero:
         (out / STATE_FILE).unlink(missing_ok=True)
     images, labels = train_set.images.to(fabric.device), train_set.labels.to(fabric.device)
+    run = Run(recipe, fabric, state, images, labels, valid_set, out)
+    _train(run, save_every, on_step)
+    if recipe.recalibrate:
+        recalibrate(state.kept, images, recipe)
+    _record(run, recipe.epochs)
+    return write_checkpoint(run)
 
+
+def _train(run: Run, save_every: int | None, on_step: Callable[[int], None] | None) -> None:
+    """Take the steps that are left."""
+    state, recipe = run.state, run.recipe
     pending: list[Tensor] = []
     bar = tqdm(
-        total=num_steps, initial=state["step"], unit="step", disable=not fabric.is_global_zero, mininterval=1
+        total=run.num_steps,
+        initial=state.step,
+        unit="step",
+        disable=not run.fabric.is_global_zero,
+        mininterval=1,
     )
-    for step in range(state["step"], num_steps):
-        pending.append(train_step(step, num_steps, recipe, fabric, state, images, labels))
-        state["step"] = step + 1
-        epoch, position = divmod(state["step"], steps_per_epoch)
-        save_now = position == 0 or (save_every is not None and state["step"] % save_every == 0)
+    for step in range(state.step, run.num_steps):
+        size = recipe.resolution(run.progress)
+        pending.append(train_step(run))
+        state.step = step + 1
+        epoch, position = divmod(state.step, run.steps_per_epoch)
+        save_now = position == 0 or (save_every is not None and state.step % save_every == 0)
         if save_now or len(pending) == NUM_LOSSES_KEPT:
-            state["losses"] += _finite(pending, state["step"])
-            bar.set_postfix(loss=f"{state['losses'][-1]:.3f}", size=recipe.resolution(step / num_steps))
+            state.losses += _finite(pending, state.step)
+            bar.set_postfix(loss=f"{state.losses[-1]:.3f}", size=size)
         bar.update()
         if position == 0:
-            state["train_loss"], state["losses"] = sum(state["losses"]) / len(state["losses"]), []
+            state.train_loss, state.losses = sum(state.losses) / len(state.losses), []
             if epoch % recipe.validate_every == 0 and epoch < recipe.epochs:
-                _record(fabric, recipe, state, valid_set, epoch, num_steps, out)
+                _record(run, epoch)
         if save_now:
-            check_finite(state)
-            save_state(fabric, state, out)
+            state.check_finite()
+            state.save(run.fabric, run.out)
         if on_step:
-            on_step(state["step"])
+            on_step(state.step)
     bar.close()
-    if recipe.recalibrate:
-        recalibrate(network_of(state), images, recipe)
-    _record(fabric, recipe, state, valid_set, recipe.epochs, num_steps, out)
-    return write_checkpoint(fabric, recipe, state, valid_set, out)
 
 
-def train_step(
-    step: int,
-    num_steps: int,
-    recipe: Recipe,
-    fabric: Fabric,
-    state: dict[str, Any],
-    images: Tensor,
-    labels: Tensor,
-) -> Tensor:
-    """One update; returns the loss, detached and still on the device."""
-    model, optimizer = state["model"], state["optimizer"]
+def train_step(run: Run) -> Tensor:
+    """Update the weights once, and return the loss, detached and still on the device."""
+    recipe, fabric, state = run.recipe, run.fabric, run.state
+    step = state.step
     torch.manual_seed(_seed(recipe.seed, step, fabric.global_rank))
     generator = torch.Generator(fabric.device).manual_seed(_seed(recipe.seed, step, fabric.global_rank))
-    indices = batch_indices(step, len(labels), recipe)[fabric.global_rank :: fabric.world_size].to(
+    indices = batch_indices(step, len(run.labels), recipe)[fabric.global_rank :: fabric.world_size].to(
         fabric.device
     )
-    size = recipe.resolution(step / num_steps)
-    x_NCHW, target_NK = augment(images[indices], labels[indices], size, recipe, generator)
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(step / num_steps)
-    model.train()
-    loss = F.cross_entropy(model(x_NCHW), target_NK, label_smoothing=recipe.label_smoothing)
-    optimizer.zero_grad()
+    size = recipe.resolution(run.progress)
+    x_NCHW, target_NK = augment(run.images[indices], run.labels[indices], size, recipe, generator)
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(run.progress)
+    state.model.train()
+    loss = F.cross_entropy(state.model(x_NCHW), target_NK, label_smoothing=recipe.label_smoothing)
+    state.optimizer.zero_grad()
     fabric.backward(loss)
     if recipe.clip_norm:
-        fabric.clip_gradients(model, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
-    optimizer.step()
-    if state["ema"] is not None:
-        update_average(state["ema"], network_of(state, averaged=False), step, recipe.ema_decay)
+        fabric.clip_gradients(
+            state.model, state.optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
+        )
+    state.optimizer.step()
+    if recipe.ema_decay:
+        state.update_average(step, recipe.ema_decay)
     return loss.detach()
 
 
@@ -207,38 +198,30 @@ def evaluate(
     return loss, top1, top5
 
 
-def _record(
-    fabric: Fabric,
-    recipe: Recipe,
-    state: dict[str, Any],
-    valid_set: ImageSet,
-    epoch: int,
-    num_steps: int,
-    out: Path,
-) -> None:
+def _record(run: Run, epoch: int) -> None:
     """Validate, then write the row to the history, CSV, TensorBoard and the curves."""
-    network = network_of(state)
-    same_statistics(fabric, network)
-    loss, top1, top5 = evaluate(network, valid_set, recipe, fabric)
+    state, recipe = run.state, run.recipe
+    same_statistics(run.fabric, state.kept)
+    loss, top1, top5 = evaluate(state.kept, run.valid_set, recipe, run.fabric)
     if not math.isfinite(loss):
-        raise TrainingError(f"the validation loss became {loss} after step {state['step']}: {CURE}")
+        raise TrainingError(f"the validation loss became {loss} after step {state.step}: {CURE}")
     row = {
         "epoch": epoch,
-        "step": state["step"],
-        "learning_rate": recipe.learning_rate_at(state["step"] / num_steps),
-        "train_loss": state["train_loss"],
+        "step": state.step,
+        "learning_rate": recipe.learning_rate_at(run.progress),
+        "train_loss": state.train_loss,
         "valid_loss": loss,
         "valid_top1": top1,
         "valid_top5": top5,
     }
-    state["history"] = [earlier for earlier in state["history"] if earlier["epoch"] < epoch] + [row]
-    fabric.log_dict(row, step=state["step"])
-    if fabric.is_global_zero:
-        with (out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+    state.history = [earlier for earlier in state.history if earlier["epoch"] < epoch] + [row]
+    run.fabric.log_dict(row, step=state.step)
+    if run.fabric.is_global_zero:
+        with (run.out / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, row)
             writer.writeheader()
-            writer.writerows(state["history"])
-        plot_curves(state["history"], recipe.name, out / "curves.png")
+            writer.writerows(state.history)
+        plot_curves(state.history, recipe.name, run.out / "curves.png")
         tqdm.write(
             f"epoch {epoch}: loss {row['train_loss']:.3f}, valid {loss:.3f}, "
             f"top-1 {top1:.2%}, top-5 {top5:.2%}"

@@ -1,22 +1,19 @@
-"""What a run carries from step to step, how it is saved and resumed, and the checkpoint it ends with."""
+"""How a training run starts (devices, network, optimizer), and the checkpoint that it ends with."""
 
 from __future__ import annotations
 
 import copy
 import os
-import pickle
 import subprocess
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
 
-from artifact.errors import ResiduumError
 from artifact.manifest import Accuracy
 from models.checkpoint import (
     CheckpointError,
@@ -28,13 +25,40 @@ from models.checkpoint import (
 from models.resnet import ResNet, build
 from models.training.data import ImageSet
 from models.training.recipe import Recipe
+from models.training.state import TrainingError, TrainingState
 
-STATE_FILE = "last.ckpt"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
-class TrainingError(ResiduumError):
-    """The run cannot start or go on; the message says why and at which step."""
+@dataclass(frozen=True)
+class Run:
+    """What the functions of a run share.
+
+    Attributes:
+        images, labels: the training set on the device, uint8 [num_images, H, W, 3] and int64 [num_images].
+        out: the directory for logs, curves, the state and the checkpoint.
+    """
+
+    recipe: Recipe
+    fabric: Fabric
+    state: TrainingState
+    images: Tensor
+    labels: Tensor
+    valid_set: ImageSet
+    out: Path
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.labels) // self.recipe.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps_per_epoch * self.recipe.epochs
+
+    @property
+    def progress(self) -> float:
+        """The finished part of the run, in [0, 1]."""
+        return self.state.step / self.num_steps
 
 
 def make_fabric(recipe: Recipe, accelerator: str, out: Path) -> Fabric:
@@ -83,31 +107,22 @@ def _precision(recipe: Recipe, device: str) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def make_state(recipe: Recipe, fabric: Fabric, network: ResNet | None = None) -> dict[str, Any]:
-    """Network, optimizer, moving average and counters: all that a run carries from step to step.
+def make_state(recipe: Recipe, fabric: Fabric, data: list[int], network: ResNet | None) -> TrainingState:
+    """Return the state before the first step; `network` is copied, None: built as the recipe says.
 
-    The network is a copy of `network`, or else what the recipe says.
+    Args:
+        data: see `TrainingState`.
     """
     model = _build(recipe) if network is None else copy.deepcopy(network)
     model.checkpoint_blocks = recipe.checkpoint_blocks
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
-    # Not dynamic: every resolution gets kernels of its own, the same ones after a resume.
+    # Not dynamic: each resolution gets its own kernels, and the same ones after a resume.
     compiled = torch.compile(model, dynamic=False) if recipe.compile else model
     wrapped, optimizer = fabric.setup(compiled, make_optimizer(recipe, model))
     if ema is not None:
         ema.to(fabric.device)
-    return {
-        "model": wrapped,
-        "optimizer": optimizer,
-        "ema": ema,
-        "step": 0,
-        "losses": [],  # of the epoch under way
-        "train_loss": float("nan"),  # of the epoch before it
-        "history": [],
-        "recipe": asdict(recipe),
-        "commit": _commit(),
-    }
+    return TrainingState(wrapped, optimizer, ema, recipe=asdict(recipe), commit=_commit(), data=data)
 
 
 def _build(recipe: Recipe) -> ResNet:
@@ -136,35 +151,11 @@ def _load_initial(model: ResNet, path: Path) -> None:
         raise TrainingError(f"initial_weights {path} do not fit {model.spec.name}: {reason}") from error
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, step: int, decay: float) -> None:
-    """Move the average towards the network; at first faster than `decay` says, to forget the beginning."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    for mean, tensor in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(tensor, weight)
-        else:
-            mean.copy_(tensor)
-
-
 def same_statistics(fabric: Fabric, network: nn.Module) -> None:
     """BatchNorm buffers of process 0 in all: each has seen other images since the last forward pass."""
     if fabric.world_size > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
-
-
-def check_finite(state: dict[str, Any]) -> None:
-    """Before weights are saved: a finite loss may still have had a gradient that was not.
-
-    Raises:
-        TrainingError: a parameter is NaN or infinite.
-    """
-    for name, parameter in network_of(state, averaged=False).named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise TrainingError(
-                f"{name} is no longer finite after step {state['step']}: try a lower learning_rate"
-            )
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -180,73 +171,31 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def save_state(fabric: Fabric, state: dict[str, Any], out: Path) -> None:
-    """Replace the state to resume from in one step, so that a kill leaves the old one or the new one."""
-    partial = out / f"{STATE_FILE}.partial"
-    fabric.save(partial, state)
-    if fabric.is_global_zero:
-        partial.replace(out / STATE_FILE)
-    fabric.barrier()
-
-
-def restore_state(fabric: Fabric, state: dict[str, Any], out: Path) -> None:
-    """Load the saved state into `state`.
-
-    Raises:
-        TrainingError: it belongs to another recipe or other data, or cannot be read.
-    """
-    path = out / STATE_FILE
-    advice = "choose another folder, or --no-resume to start anew"
-    try:
-        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        then, now = saved["recipe"], state["recipe"]
-        # A field that is newer than the run has its default.
-        defaults = {field.name: field.default for field in fields(Recipe)}
-        changed = sorted(key for key in now if then.get(key, defaults[key]) != now[key])
-        if changed:
-            raise TrainingError(f"{out} holds a run with another {', '.join(changed)}; {advice}")
-        if saved["data"] != state["data"]:
-            raise TrainingError(f"{out} holds a run on other data or another number of processes; {advice}")
-        fabric.load(path, state)
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise TrainingError(f"cannot resume from {path}: {reason}; {advice}") from error
-    state["recipe"] = now
-
-
-def write_checkpoint(
-    fabric: Fabric, recipe: Recipe, state: dict[str, Any], valid_set: ImageSet, out: Path
-) -> Path:
-    path = out / CHECKPOINT_FILE
-    network = network_of(state)
-    last = state["history"][-1]
-    if fabric.is_global_zero:
+def write_checkpoint(run: Run) -> Path:
+    """Write the network that the run ended with, and return the file's path."""
+    path = run.out / CHECKPOINT_FILE
+    state, recipe, dataset = run.state, run.recipe, Path(run.valid_set.name).name
+    last = state.history[-1]
+    if run.fabric.is_global_zero:
         metadata = CheckpointMetadata(
-            architecture=describe_architecture(network),
-            labels=valid_set.classes,
+            architecture=describe_architecture(state.kept),
+            labels=run.valid_set.classes,
             preprocessing=recipe.preprocessing(),
             recipe=asdict(recipe),
-            dataset=Path(valid_set.name).name,
-            commit=state["commit"],
+            dataset=dataset,
+            commit=state.commit,
             seed=recipe.seed,
             accuracy=Accuracy(
-                dataset=Path(valid_set.name).name,
-                num_images=len(valid_set),
+                dataset=dataset,
+                num_images=len(run.valid_set),
                 top1=last["valid_top1"],
                 top5=last["valid_top5"],
             ),
-            history=tuple(state["history"]),
+            history=tuple(state.history),
         )
-        save_checkpoint(path, network, metadata)
-    fabric.barrier()
+        save_checkpoint(path, state.kept, metadata)
+    run.fabric.barrier()
     return path
-
-
-def network_of(state: dict[str, Any], *, averaged: bool = True) -> ResNet:
-    """The network without Fabric's wrappers; the moving average, which is what is kept, if there is one."""
-    network = state["ema"] if averaged and state["ema"] is not None else state["model"].module
-    assert isinstance(network, ResNet)
-    return network
 
 
 def _commit() -> str | None:

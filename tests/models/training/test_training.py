@@ -24,7 +24,8 @@ from models.resnet import build
 from models.training.data import DataError, load_images
 from models.training.loop import as_served, batch_indices, recalibrate, train
 from models.training.recipe import RECIPES, Recipe, RecipeError, get_recipe
-from models.training.run import CHECKPOINT_FILE, STATE_FILE, TrainingError, make_optimizer
+from models.training.run import CHECKPOINT_FILE, make_optimizer
+from models.training.state import STATE_FILE, TrainingError
 from tests.conftest import ROOT
 
 COLORS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
@@ -128,6 +129,39 @@ def test_a_killed_run_resumes_to_the_same_result(uninterrupted: Path, data: Path
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert torch.load(tmp_path / STATE_FILE, weights_only=True)["step"] == 6
     resumed, metadata = load_checkpoint(run(TINY, data, tmp_path))
+    expected, expected_metadata = load_checkpoint(uninterrupted)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    assert metadata.history == expected_metadata.history
+
+
+# What `last.ckpt` held before the state was a dataclass; runs that began then are resumed.
+OLD_LAYOUT = (
+    *("model", "optimizer", "ema", "step", "losses"),
+    *("train_loss", "history", "recipe", "commit", "data"),
+)
+
+
+def test_a_state_in_the_layout_of_older_versions_is_resumed(
+    uninterrupted: Path, data: Path, tmp_path: Path
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 8:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(TINY, data, tmp_path / "begun", save_every=3, on_step=stop)
+    saved = torch.load(tmp_path / "begun" / STATE_FILE, weights_only=True)
+    assert set(saved) == set(OLD_LAYOUT)
+    recipe = {name: value for name, value in saved["recipe"].items() if name != "checkpoint_blocks"}
+    old = {name: recipe if name == "recipe" else saved[name] for name in OLD_LAYOUT}
+    assert (old["step"], len(old["losses"]), old["data"]) == (6, 1, [80, 30, 1])
+    (tmp_path / "resumed").mkdir()
+    torch.save(old, tmp_path / "resumed" / STATE_FILE)
+    resumed, metadata = load_checkpoint(run(TINY, data, tmp_path / "resumed"))
     expected, expected_metadata = load_checkpoint(uninterrupted)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
