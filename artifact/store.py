@@ -1,6 +1,6 @@
-"""Where artifacts lie: the embedded one, one by its name, one by its path, all below a directory.
+"""Where artifacts are: the embedded one, one by its name, one by its path, all below a directory.
 
-This is the only place that looks for artifacts.
+This is the only module that looks for artifacts on disk.
 """
 
 from __future__ import annotations
@@ -15,11 +15,19 @@ EMBEDDED = "embedded"  # the name of the model that comes with the package
 
 
 class ArtifactNotFound(ResiduumError):
-    """There is no artifact of that name; the message lists those that there are."""
+    """There is no artifact of that name; the message lists those that exist."""
+
+
+def is_artifact(directory: Path) -> bool:
+    """Whether a directory contains a manifest, which may still be unreadable."""
+    return (directory / MANIFEST_FILE).is_file()
 
 
 def find_artifact(name: str, artifacts: Path) -> Path:
-    """Return the directory of the artifact `name`: the embedded one, one below `artifacts`, or a path.
+    """Return the directory of an artifact.
+
+    Args:
+        name: "embedded", the name of a directory below `artifacts`, or a path.
 
     Raises:
         ArtifactNotFound: there is none.
@@ -27,7 +35,7 @@ def find_artifact(name: str, artifacts: Path) -> Path:
     if name == EMBEDDED:
         return Path(str(files("models") / "embedded"))
     for directory in (artifacts / name, Path(name).expanduser()):
-        if (directory / MANIFEST_FILE).is_file():
+        if is_artifact(directory):
             return directory
     names = [directory.name for directory in artifacts_in(artifacts)]
     raise ArtifactNotFound(
@@ -39,7 +47,7 @@ def find_artifact(name: str, artifacts: Path) -> Path:
 def artifacts_in(directory: Path) -> list[Path]:
     """Return the directories of the artifacts directly below `directory`, sorted by name.
 
-    Names that begin with a dot are left out: whoever brings an artifact can write it under such a name, and
-    rename it when it is whole.
+    Names that begin with a dot are left out, so that an artifact can be written under such a name and renamed
+    when it is complete.
     """
     return sorted(path.parent for path in directory.glob(f"[!.]*/{MANIFEST_FILE}"))

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from artifact.manifest import Manifest, read_manifest
+from artifact.postprocess import top_classes
 from artifact.preprocess import preprocess
 from artifact.store import EMBEDDED, find_artifact
 from benchmarks.subjects import random_artifact
@@ -99,10 +100,7 @@ def right_answers(subject: Subject, files: Sequence[Path], top_k: int = 5) -> li
     assert graph is not None, "every artifact has one"
     images = [preprocess(path.read_bytes(), subject.manifest.preprocessing).pixels for path in files]
     with closing(open_engine("onnxruntime", subject.directory / graph.file, "fp32")) as engine:
-        return [
-            {int(index) for index in np.argsort(-engine.run({"images": image[None]})["logits"][0])[:top_k]}
-            for image in images
-        ]
+        return [set(top_classes(engine.run({"images": image[None]})["logits"][0], top_k)) for image in images]
 
 
 def agreement(right: Sequence[set[int]], answers: Sequence[set[int]]) -> float:

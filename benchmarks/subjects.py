@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from artifact.manifest import MANIFEST_FILE, TOP_CLASS, Graph, Manifest, Precision
-from artifact.store import EMBEDDED, find_artifact
+from artifact.manifest import TOP_CLASS, Graph, Manifest, Precision
+from artifact.store import EMBEDDED, find_artifact, is_artifact
 from engines.engine import Engine, EngineOptions
 from engines.golden import golden_row
 from engines.machine import cpu_features
@@ -53,7 +53,7 @@ def random_artifact(
     Takes minutes for ResNet-50, says so on stderr, and needs torch; int8 is calibrated on made-up images.
     """
     directory = (cache or default_cache() / "bench") / f"{name}-random-{_code_hash(name, precisions, seed)}"
-    if (directory / MANIFEST_FILE).is_file():
+    if is_artifact(directory):
         return directory
     print(f"exporting {name} with random weights to {directory} ...", file=sys.stderr, flush=True)
     from export.images import CalibrationImages

@@ -33,6 +33,7 @@ from artifact.manifest import (
     read_manifest,
     sha256_of,
 )
+from artifact.store import is_artifact
 from export.accuracy import check_accuracy, check_agreement, score
 from export.emulate import run_as_written
 from export.graph import cut_introspect, export_graph
@@ -140,7 +141,7 @@ def check_replaceable(out: Path) -> None:
     if not out.is_dir():
         raise ExportError(f"{out} is a file: choose a folder")
     kept = {MANIFEST_FILE}
-    if (out / MANIFEST_FILE).is_file():
+    if is_artifact(out):
         kept |= set(read_manifest(out, verify=False).files())
     if others := sorted(path.name for path in out.iterdir() if path.name not in kept):
         raise ExportError(

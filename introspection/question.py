@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Block, Label, Manifest
+from artifact.postprocess import TopKError, allowed_top_k
 from introspection.quantities import (
     LESION,
     MAP_QUANTITIES,
@@ -142,13 +143,12 @@ def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
             "scale=reference: this artifact was exported without validation images.",
             "Choose image or stage.",
         )
-    num_classes = manifest.num_classes
-    if "top_k" in query.model_fields_set and query.top_k > num_classes:
+    try:
+        top_k = allowed_top_k(query.top_k, manifest, default="top_k" not in query.model_fields_set)
+    except TopKError as error:
         raise ParameterError(
-            "top_k",
-            f"top_k={query.top_k}: {manifest.name} has {num_classes} classes.",
-            f"At most {num_classes}.",
-        )
+            "top_k", f"top_k={query.top_k}: {error}.", f"At most {manifest.num_classes}."
+        ) from error
     maps, groups = parse_quantities(query.quantities, manifest)
     if query.lesion and LESION not in groups:
         groups = (*groups, LESION)
@@ -161,7 +161,7 @@ def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
         encoding=query.maps,
         scale=query.scale,
         gates_L=parse_gates(query.gates, manifest.blocks),
-        top_k=min(query.top_k, num_classes),
+        top_k=top_k,
         render=query.render,
         colormap=query.colormap,
         alpha=query.alpha,

@@ -149,8 +149,12 @@ def open_model(args: argparse.Namespace) -> LoadedModel:
 
 
 def check_top_k(args: argparse.Namespace, model: LoadedModel) -> None:
-    if not 1 <= args.top_k <= model.manifest.num_classes:
-        raise CommandError(f"--top-k {args.top_k}: {model.name} has {model.manifest.num_classes} classes")
+    from artifact.postprocess import TopKError, allowed_top_k
+
+    try:
+        allowed_top_k(args.top_k, model.manifest)
+    except TopKError as error:
+        raise CommandError(f"--top-k {args.top_k}: {error}") from error
 
 
 def count(text: str) -> int:

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
-from artifact.manifest import MANIFEST_FILE, ManifestError, read_manifest
-from artifact.store import EMBEDDED, artifacts_in, find_artifact
+from artifact.manifest import ManifestError, read_manifest
+from artifact.store import EMBEDDED, artifacts_in, find_artifact, is_artifact
 from service.errors import LoadRefused, NotReady, UnknownModel
 from service.runtime.loading import load_model
 from service.runtime.model import Devices, LoadedGraph, LoadedModel
@@ -126,7 +126,7 @@ class Repository:
             known = self.known()
             if name in known:
                 return known[name]
-            if name == EMBEDDED or (self._settings.artifacts / name / MANIFEST_FILE).is_file():
+            if name == EMBEDDED or is_artifact(self._settings.artifacts / name):
                 return find_artifact(name, self._settings.artifacts)
         raise UnknownModel(f"There is no artifact named {name!r}.", "Put it below --artifacts.")
 
@@ -156,7 +156,7 @@ class Repository:
                     f"cannot load {directory}: {loaded!r} came from there, and now it is of {name!r}.",
                     SERVED_ON,
                 )
-            if (path / MANIFEST_FILE).is_file():
+            if is_artifact(path):
                 raise LoadRefused(
                     f"cannot load {directory}: {name!r} is loaded from {path}.",
                     "Put the new version in its place, or unload it first.",
@@ -198,11 +198,7 @@ class Repository:
     def known(self) -> dict[str, Path]:
         """Return name -> directory of every model that is loaded, was loaded, or lies below --artifacts."""
         known = dict(self._directories)  # which the event loop may change meanwhile
-        loaded = {
-            name: path
-            for name, path in known.items()
-            if name in self._models or (path / MANIFEST_FILE).is_file()
-        }
+        loaded = {name: path for name, path in known.items() if name in self._models or is_artifact(path)}
         others = [path for path in artifacts_in(self._settings.artifacts) if path not in loaded.values()]
         names = ((_manifest_name(path), path) for path in others)
         return {name: path for name, path in names if name is not None} | loaded

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from artifact.manifest import Label
-from artifact.postprocess import softmax, top_predictions
+from artifact.manifest import Label, read_manifest
+from artifact.postprocess import TopKError, allowed_top_k, softmax, top_predictions
 
 LABELS = [Label(label=f"class {index}", wnid=f"n{index}" if index else None) for index in range(4)]
 
@@ -24,3 +26,12 @@ def test_best_first_and_of_equal_ones_the_lower_index() -> None:
     assert predictions[2].wnid is None
     assert predictions[0].logit == 3
     assert predictions[0].probability == pytest.approx(np.e**3 / (np.e + 2 * np.e**3 + 1))
+
+
+def test_a_number_of_predictions_that_was_asked_for_must_exist(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    assert [allowed_top_k(number, manifest) for number in (1, manifest.num_classes)] == [1, 10]
+    assert allowed_top_k(11, manifest, default=True) == manifest.num_classes
+    for wrong in (0, 11):
+        with pytest.raises(TopKError, match=f"{manifest.name} has 10 classes"):
+            allowed_top_k(wrong, manifest)

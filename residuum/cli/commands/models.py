@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from artifact.manifest import MANIFEST_FILE, ManifestError, read_manifest
-    from artifact.store import EMBEDDED, find_artifact
+    from artifact.manifest import ManifestError, read_manifest
+    from artifact.store import EMBEDDED, artifacts_in, find_artifact
     from service.settings import load_settings
 
     if args.zoo:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sort:
         raise CommandError("--sort goes with --zoo")
     settings = load_settings(**given(args, ("artifacts",)))
-    folders = [path.parent for path in sorted(settings.artifacts.glob(f"*/{MANIFEST_FILE}"))]
+    folders = artifacts_in(settings.artifacts)
     rows: list[dict[str, Any]] = []
     for folder in [find_artifact(EMBEDDED, settings.artifacts), *folders]:
         try:

@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from artifact.manifest import Label, Manifest
+from artifact.postprocess import top_classes
 from service.http.oip.request import LOGITS, Inference
 
 COMPRESSION_LEVEL = 1  # logits are noise: higher levels take longer and save nothing
@@ -57,7 +57,7 @@ def build_answer(inference: Inference, manifest: Manifest, logits_NK: NDArray[An
 
 def best_classes(logits_K: NDArray[Any], labels: Sequence[Label], num_classes: int) -> list[str]:
     """`value:index:label` of the highest logits, best first; of equal ones the lower index first."""
-    best = np.argsort(-logits_K, kind="stable")[:num_classes]
+    best = top_classes(logits_K, num_classes)
     return [f"{logits_K[index]:f}:{index}:{labels[index].label}" for index in best]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from artifact.postprocess import top_predictions
+from artifact.postprocess import TopKError, allowed_top_k, top_predictions
 from service.errors import InvalidParameter
 from service.http.body import read_images
 from service.http.policy import Policy, follows
@@ -89,13 +89,12 @@ class _Classified:
 
 def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
     """What was asked for; the default is cut to the number of classes."""
-    num_classes = model.manifest.num_classes
-    if "top_k" in query.model_fields_set and query.top_k > num_classes:
-        raise InvalidParameter(
-            "top_k",
-            f"top_k={query.top_k}: {model.name} has {num_classes} classes; allowed: 1 to {num_classes}.",
-        )
-    return min(query.top_k, num_classes)
+    default = "top_k" not in query.model_fields_set
+    try:
+        return allowed_top_k(query.top_k, model.manifest, default=default)
+    except TopKError as error:
+        allowed = f"allowed: 1 to {model.manifest.num_classes}"
+        raise InvalidParameter("top_k", f"top_k={query.top_k}: {error}; {allowed}.") from error
 
 
 async def _classify(
