@@ -31,5 +31,5 @@ def test_by_name_by_path_and_the_embedded_one(artifacts: Path) -> None:
     assert find_artifact("resnet50", artifacts) == artifacts / "resnet50"
     assert find_artifact(str(artifacts / ".resnet34"), artifacts) == artifacts / ".resnet34"
     assert is_artifact(find_artifact(EMBEDDED, artifacts))
-    with pytest.raises(ArtifactNotFound, match="there is: embedded, resnet18, resnet50$"):
+    with pytest.raises(ArtifactNotFound, match=r"there is: embedded, resnet18, resnet50$"):
         find_artifact("resnet101", artifacts)
