@@ -1,1 +1,1 @@
-"""Entries to batches to futures, and the scheduler of a device. Knows nothing of HTTP or models."""
+"""Entries -> batches -> futures, and the scheduler of a device. This package knows no HTTP and no models."""

@@ -1,12 +1,12 @@
-"""Who runs next on a device: threads that take jobs from several sources, the most urgent first.
+"""The scheduler of a device: threads that take jobs from several sources, the most urgent first.
 
-A device has slots: a CPU as many as threads may compute at once, a GPU as many as batches shall overlap
-there. A job, one batch of one graph, takes some of them, and they are never given out twice. So two graphs
-that share a CPU take turns instead of slowing each other down, and a source of low priority can delay another
-one by no more than the batch that it has begun.
+A device has slots: a CPU has one for each thread that may compute at once, a GPU one for each batch that
+may overlap with others. A job is one batch of one graph; it takes some slots, and no slot is given out twice.
+Two graphs that share a CPU therefore take turns instead of slowing each other down, and a source of low
+priority can delay another one by no more than the batch that it has begun.
 
-It knows no batches and no engines: a job is a function. One that never returns can be abandoned; its slots
-are given to others, and its thread ends should it ever come back.
+The scheduler knows no batches and no engines: a job is a function. A job that never returns can be abandoned:
+its slots are given to others, and its thread ends if it ever returns.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Protocol
 
 logger = logging.getLogger("residuum")
 
-# So many jobs in a row may overtake what waits at lower priority; then one of that has its turn. It would
-# starve else.
+# Jobs in a row that may overtake what waits at lower priority. Then one job of the lowest priority has its
+# turn, which would otherwise starve.
 MAX_OVERTAKEN = 16
 
 
@@ -40,7 +40,7 @@ class Job:
 
 
 class Source(Protocol):
-    """Something that has jobs; its methods are called with the scheduler's lock held."""
+    """Something that has jobs, such as a batcher; its methods are called with the scheduler's lock held."""
 
     @property
     def priority(self) -> int:
@@ -48,30 +48,30 @@ class Source(Protocol):
         ...
 
     def waiting_since(self) -> float | None:
-        """When what waits longest arrived; None: nothing waits."""
+        """Return when what waits longest arrived, or None if nothing can start now."""
         ...
 
     def seconds_to_wait(self, now: float) -> float:
-        """Until its next job may start, of a source in which something waits."""
+        """Return the seconds until the next job may start; something waits."""
         ...
 
     def slots_wanted(self, free: int, total: int) -> int:
-        """What its next job needs, where so many of all are free."""
+        """Return how many slots the next job needs when `free` of `total` are free."""
         ...
 
     def next_job(self, now: float, free: int, total: int) -> Job | None:
-        """Its next job; None where all that waited is gone."""
+        """Return the next job, or None if everything that waited has gone."""
         ...
 
     def backlog_s(self) -> float:
-        """Seconds of the whole device that all which waits there should take."""
+        """Return the seconds for which everything that waits here should occupy the whole device."""
         ...
 
 
 class Scheduler:
     """`slots` threads, and the sources whose jobs they run.
 
-    `changed` is the lock of the scheduler and of all its sources; whoever changes something notifies it.
+    `changed` is the lock of the scheduler and of all its sources; every change notifies it.
     """
 
     def __init__(self, name: str, slots: int) -> None:
@@ -92,24 +92,24 @@ class Scheduler:
             self._sources.append(source)
 
     def remove(self, source: Source) -> None:
-        """Take no more jobs from it; one that runs goes on."""
+        """Take no more jobs from a source; a job that runs goes on."""
         with self.changed:
             self._sources.remove(source)
 
     def seconds_until_free(self, now: float, priority: float = inf) -> float:
-        """When what runs, and what waits and goes before a newcomer of that priority, should be done."""
+        """Return the seconds until running jobs, and waiting ones of up to that priority, should be done."""
         with self.changed:
             running = sum(max(0.0, job.until - now) * job.slots / self.slots for job in self._running)
             return running + sum(s.backlog_s() for s in self._sources if s.priority <= priority)
 
     def overdue(self, limit_s: float) -> list[Job]:
-        """The jobs that have been running for longer than that."""
+        """Return the jobs that have been running for longer than `limit_s`."""
         now = time.monotonic()
         with self.changed:
             return [job for job in self._running if now - job.started > limit_s]
 
     def abandon(self, job: Job) -> None:
-        """Give a hung job's slots to others; whatever it still returns is thrown away."""
+        """Give a hung job's slots to others; what the job still returns is discarded."""
         with self.changed:
             if job in self._running:
                 job.abandoned = True
@@ -118,7 +118,7 @@ class Scheduler:
                 self._start_thread()
 
     def close(self, timeout_s: float | None = None) -> None:
-        """End the threads; what still runs after `timeout_s` is left alone."""
+        """End the threads; a job that still runs after `timeout_s` is left alone."""
         with self.changed:
             self._closing = True
             self.changed.notify_all()
@@ -159,10 +159,10 @@ class Scheduler:
             return None
 
     def _next_job(self, now: float) -> tuple[Job | None, float | None]:
-        """The most urgent job that is due, or for how long to wait; None: until something changes.
+        """Return the most urgent job that is due, or how long to wait; None: until something changes.
 
-        Where the most urgent one needs more slots than are free, nobody else gets those that are: a wide job
-        would else wait for ever behind narrow ones.
+        If the most urgent job needs more slots than are free, no other job gets the free ones: otherwise a
+        wide job would wait for ever behind narrow ones.
         """
         pause: float | None = None
         for source in self._by_urgency():
@@ -179,9 +179,9 @@ class Scheduler:
         return None, pause
 
     def _by_urgency(self) -> list[Source]:
-        """Those in which something waits: by priority, then the longest waiting.
+        """Return the sources in which something waits: by priority, then the longest waiting.
 
-        Once enough have overtaken, the lowest priority goes first, for one job: several sources that were
+        After MAX_OVERTAKEN jobs the lowest priority goes first, for one job only: several sources that were
         overtaken must not delay another one by a batch each.
         """
         sign = -1 if self._overtaking >= MAX_OVERTAKEN else 1

@@ -1,9 +1,10 @@
-"""What a batcher takes, gives and raises: rows in, results out, and why there are none. See batcher.py."""
+"""What a batcher takes, returns and raises; batcher.py says how it works."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -13,8 +14,17 @@ from artifact.errors import ResiduumError
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
 
+class State(Enum):
+    """What a batcher, and so the graph behind it, does with entries; batcher.py has the transitions."""
+
+    SERVING = "takes entries and runs them"
+    PAUSED = "refuses entries and starts no batch; those that wait go on waiting"
+    CLOSING = "refuses entries and runs those that wait"
+    CLOSED = "refuses entries, and starts no batch any more"
+
+
 class QueueFull(ResiduumError):
-    """No room for these rows; there should be some in `retry_after_s`."""
+    """The queue has no room for these rows; it should have some in `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"the queue is full for about {retry_after_s:.1f} s")
@@ -34,25 +44,25 @@ class Closed(ResiduumError):
 
 
 class Paused(ResiduumError):
-    """No batches are started now: the engine is being built anew."""
+    """No batch starts now: the engine is being rebuilt."""
 
 
 class BatchFailed(ResiduumError):
-    """The engine failed on the batch that this entry was in, or hangs; a cause is chained."""
+    """The engine failed on the batch of this entry, or hangs; its error is chained."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One entry's row of every output, and how long it waited and ran."""
+    """One entry's row of every output, and how long the entry waited and ran."""
 
     outputs: dict[str, NDArray[Any]]
     queue_ms: float
     inference_ms: float
-    batch_size: int  # entries that ran with it, itself included
+    batch_size: int  # entries in its batch, without padding
 
 
 class BatchObserver(Protocol):
-    """What a batcher tells of itself, from several threads."""
+    """What a batcher reports about itself, from several threads."""
 
     def queue_changed(self, num_waiting: int) -> None: ...
 
@@ -69,7 +79,7 @@ class Runner:
 
     Args:
         run: an engine's `run`: arrays with a batch axis in, arrays with a batch axis out.
-        batch_ms: for every size that has been warmed, the milliseconds of a batch while all instances run.
+        batch_ms: batch size -> milliseconds of a batch while all instances run, for every warmed size.
     """
 
     run: Run

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from artifact.manifest import GraphKind
 from artifact.preprocess import Preprocessed, Row
-from service.batching.batcher import Admission
+from service.batching.admission import Admission
 from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result
 from service.errors import DeadlineExceeded, EngineFailed, NotFound, NotReady, Overloaded
 from service.runtime.decoding import DecodePool

@@ -96,6 +96,11 @@ class Serving:
         return self._entered
 
     @property
+    def is_draining(self) -> bool:
+        """Whether `state` is DRAINING; every request asks, so nothing else is looked at."""
+        return self._entered is State.DRAINING
+
+    @property
     def broken(self) -> dict[str, str]:
         """`model graph` -> why it cannot serve now."""
         return self._monitor.broken

@@ -1,7 +1,8 @@
 """Artifact on disk -> a model that may be served: verified, warmed and checked engines behind batchers.
 
-A model is served only after its files match their SHA-256, its graphs have run at every batch size, and the
-golden image came out of each with the golden logits. It knows no HTTP, and not which models a server has.
+A model is served only after its files match their SHA-256, its graphs have run at every batch size, and each
+graph has given the golden logits for the golden image. This module knows no HTTP, and not which models a
+server has.
 """
 
 from __future__ import annotations
@@ -40,18 +41,19 @@ def load_model(
     metrics: Metrics | None = None,
     keep: bool = True,
 ) -> LoadedModel:
-    """Read, verify, warm up and check the artifact in `directory`, unless `stop` is set meanwhile.
+    """Return the model of the artifact in `directory`: read, verified, warmed up and checked.
 
     Args:
-        devices: of the server; None: the model has its own.
-        keep: the choice of engines, for the next start; not where it is measured beside other work.
+        stop: set when loading should end early.
+        devices: the server's; by default the model has its own.
+        keep: store the choice of engines for the next start; False if it is measured beside other work.
 
     Raises:
-        LoadError: whatever is wrong with it, or with the engine, precision or device asked for.
+        LoadError: the artifact cannot be served, or not with the engine, precision or device asked for.
     """
     opened: dict[GraphKind, Opened] = {}
     sources: dict[GraphKind, Source[Settings]] = {}
-    with ExitStack() as stack:  # closed where a later one fails
+    with ExitStack() as stack:  # closes the graphs that are open if a later one fails
         try:
             manifest = read_manifest(directory)
             _check_numbers(manifest)
@@ -78,7 +80,7 @@ def load_model(
 def _start(
     opened: Opened, settings: Settings, devices: Devices, meter: GraphMeter, before: LoadedGraph | None
 ) -> Batcher:
-    """The batcher of a graph; `before` goes first, and is never held up by a longer batch than its own."""
+    """Start the batcher of a graph; `before` has priority, and waits for no longer batch than its own."""
     return Batcher(
         opened.runners,
         devices.scheduler(opened.engines[-1].info.device),
@@ -91,7 +93,7 @@ def _start(
 
 
 def _check_numbers(manifest: Manifest) -> None:
-    """The manifest must agree with itself on the number of classes."""
+    """Raise LoadError unless labels and golden logits have the manifest's number of classes."""
     counts = {len(manifest.labels), *(len(graph.golden_logits) for graph in manifest.graphs)}
     if counts != {manifest.num_classes}:
         raise LoadError(

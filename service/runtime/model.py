@@ -1,4 +1,4 @@
-"""What a loaded model is: its graphs, each with the engines that run it and the batcher in front of them."""
+"""A loaded model: its graphs, each with the engines that run it and the batcher in front of them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from engines.selection.source import Source
 from engines.selection.trial import EngineTrial
 from service.batching.batcher import Batcher
 from service.batching.scheduler import Scheduler
-from service.batching.types import Closed
+from service.batching.types import Closed, State
 from service.runtime.opening import Opened, make_ready
 from service.settings import Settings
 from service.telemetry.metrics import GraphMeter
 
-GPU_SLOTS = 2  # batches that overlap on a GPU: one computes while the other one's data travel
+GPU_SLOTS = 2  # batches that overlap on a GPU: one computes while the data of the other are copied
 
 
 class Devices:
-    """A scheduler for each device that something runs on: all models of a server share them."""
+    """A scheduler for each device that runs something; all models of a server share them."""
 
     def __init__(self, settings: Settings) -> None:
         self._slots = {
@@ -54,16 +54,18 @@ class Devices:
 
 
 class LoadedGraph:
-    """One of a model's graphs: what runs it, why that was chosen, and the batcher in front of it."""
+    """One of a model's graphs: the engines that run it, why they were chosen, and the batcher before them.
+
+    Its life is the `state` of its batcher: SERVING, PAUSED while it is broken, CLOSING and CLOSED.
+    """
 
     def __init__(self, source: Source[Settings], opened: Opened, batcher: Batcher, meter: GraphMeter) -> None:
         self.batcher = batcher
         self.meter = meter
         self._source = source
         self._opened = opened
-        self._open = True  # the engines are
-        self._closed = False
-        self._lock = Lock()  # of these three: a model may be unloaded while one of its graphs is built anew
+        self._problem = ""
+        self._lock = Lock()  # of `_opened`: a model may be unloaded while one of its graphs is rebuilt
 
     @property
     def kind(self) -> GraphKind:
@@ -79,17 +81,17 @@ class LoadedGraph:
 
     @property
     def engine(self) -> EngineInfo:
-        """What runs it at load."""
+        """The engine that runs it at load."""
         return self._opened.engines[-1].info
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """What runs it: for an entry that comes alone, where that is another one, and at load."""
+        """The engine at load, after the one for an entry that comes alone if that is another one."""
         return self._opened.engines
 
     @property
     def instances(self) -> int:
-        """Batches of it that run at once."""
+        """How many of its batches run at once."""
         return self.engine.instances
 
     @property
@@ -98,15 +100,20 @@ class LoadedGraph:
 
     @property
     def remembered(self) -> bool:
-        """Whether the choice was measured on an earlier start."""
+        """Whether the choice of engines was measured on an earlier start."""
         return self._opened.choice.remembered
+
+    @property
+    def problem(self) -> str | None:
+        """Why the graph cannot serve now; None unless it is broken."""
+        return self._problem if self.batcher.state is State.PAUSED else None
 
     def probe(self) -> None:
         """Run the golden image through each of its engines, in their turn beside what is being served.
 
         Raises:
-            WrongAnswer, BatchFailed: it is not as it should be.
-            CancelledError: it is built anew or closed meanwhile.
+            WrongAnswer, BatchFailed: an engine does not answer as it should.
+            Paused, Closed, CancelledError: the graph is being rebuilt or closed.
         """
         batch = golden_batch(self._source.row, self.graph, 1)
         for future in self.batcher.probe({name: array[0] for name, array in batch.items()}):
@@ -114,50 +121,52 @@ class LoadedGraph:
             outputs = {name: array[None] for name, array in result.outputs.items()}
             check_golden(outputs, self.graph, self._source.manifest.num_classes, 1)
 
+    def mark_broken(self, problem: str) -> None:
+        """Start no batch until `rebuild` succeeds; entries that wait go on waiting."""
+        self._problem = problem
+        self.batcher.pause()
+
     def rebuild(self) -> None:
-        """Open, warm up and check it again; what waits goes on waiting, and is served by the new engines.
+        """Open, warm up and check new engines, and serve what waits with them.
 
         Raises:
-            EngineError, WrongAnswer, NothingRuns, LoadError: nothing runs it now; no batch starts until it
-                is called again.
-            Closed: by now it is closed.
+            EngineError, WrongAnswer, NothingRuns, LoadError: no engine runs the graph now; it stays broken.
+            Closed: the graph was closed meanwhile.
         """
         self.batcher.pause()
         if self.batcher.wait_until_idle(self._source.settings.hang_timeout):
             self._close_engines()
-        # Also while the server drains: requests wait for it. And what is measured beside them is not kept.
+        # Without `stop`: requests wait for the graph, also while the server drains. Without `keep`: a choice
+        # that is measured beside other work is not for the next start.
         opened = make_ready(replace(self._source, stop=None, keep=False))
         with self._lock:
-            if self._closed:
+            try:
+                self.batcher.resume(opened.runners)
+            except Closed:
                 opened.close()
-                raise Closed("closed while it was built anew")
-            self._opened, self._open = opened, True
-            self.batcher.resume(opened.runners)
+                raise
+            self._opened = opened
 
     def close(self, timeout_s: float | None = None) -> None:
-        """End the batcher, then the engines; one that is still running after `timeout_s` is left alone."""
-        idle = self.batcher.close(timeout_s)
-        with self._lock:
-            self._closed = True
-        if idle:
+        """End the batcher, then the engines; leave an engine alone that still runs after `timeout_s`."""
+        if self.batcher.close(timeout_s):
             self._close_engines()
 
     def _close_engines(self) -> None:
-        """Once; engines that a batch hangs in may be in use for ever, and are left alone."""
+        """Close the engines, unless a batch hangs in one and may use it for ever."""
         with self._lock:
-            if self._open and not self.batcher.gave_up:
+            if not self.batcher.hangs:
                 self._opened.close()
-            self._open = False
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that is ready: its description, and its graphs; classify is always among them."""
+    """A model that is ready: its manifest and its graphs, of which `classify` is always one."""
 
     directory: Path
     manifest: Manifest
     graphs: dict[GraphKind, LoadedGraph]
-    own_devices: Devices | None  # that nobody else uses
+    own_devices: Devices | None  # None if the model shares the devices of a server
 
     @property
     def name(self) -> str:
@@ -165,17 +174,17 @@ class LoadedModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the manifest, which has the hashes of all files: another one where answers may differ."""
+        """SHA-256 of the manifest, which has the hashes of all files: it differs where answers may differ."""
         return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     @property
     def precision(self) -> Precision:
-        """Of the classify graph."""
+        """That of the classify graph."""
         return self.graphs["classify"].precision
 
     @property
     def engine(self) -> EngineInfo:
-        """Of the classify graph."""
+        """That of the classify graph."""
         return self.graphs["classify"].engine
 
     @property
@@ -184,12 +193,12 @@ class LoadedModel:
 
     @property
     def introspect(self) -> Batcher | None:
-        """None: the artifact has no introspect graph."""
+        """None if the artifact has no introspect graph."""
         graph = self.graphs.get("introspect")
         return graph.batcher if graph else None
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Finish what is queued, for `timeout_s` at most, and end batchers and engines."""
+        """Finish what is queued, within `timeout_s` for each graph, and end batchers and engines."""
         for graph in self.graphs.values():
             graph.close(timeout_s)
         if self.own_devices is not None:

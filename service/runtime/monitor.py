@@ -1,8 +1,8 @@
-"""Whether the engines still answer rightly, and what is done when one does not.
+"""The monitor: checks that the engines still answer rightly, and rebuilds those that do not.
 
-From time to time the golden image goes through every engine, in its turn beside the requests. One that
-answers otherwise, fails or hangs makes the server not ready; it is built anew until the golden check passes.
-Requests that wait for it meanwhile are served by the new one, those that come are refused at once.
+At intervals the golden image runs through every engine, in its turn beside the requests. A graph whose engine
+gives another answer, fails or hangs is broken: the server is not ready, and the graph is rebuilt until its
+golden check passes. Requests that wait for the graph are served by the new engines; new ones are refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger("residuum")
 
-LOOK_S = 0.5  # how often it looks for hung batches
-RETRY_S = (0.5, 1, 2, 5, 10, 30)  # pauses between attempts to build an engine; the last one goes on
+LOOK_S = 0.5  # seconds between two looks for hung batches
+RETRY_S = (0.5, 1, 2, 5, 10, 30)  # pauses between attempts to rebuild a graph; the last one repeats
 
 
 class Monitor:
@@ -30,7 +30,7 @@ class Monitor:
     Args:
         check_interval: seconds between golden checks; 0: none unless a batch failed.
         hang_timeout: seconds after which a batch counts as hung.
-        changed: called when a graph breaks or works again.
+        changed: called when a graph breaks or serves again.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Monitor:
         self._check_interval = check_interval
         self._hang_timeout = hang_timeout
         self._changed = changed
-        self._checks: dict[LoadedGraph, asyncio.Task[None]] = {}  # under way
-        self._broken: dict[LoadedGraph, str] = {}  # being built anew
+        self._checks: dict[LoadedGraph, asyncio.Task[None]] = {}
         self._rebuilds: set[asyncio.Task[None]] = set()
 
     @property
     def broken(self) -> dict[str, str]:
         """`model graph` -> what is wrong, of the graphs that cannot serve now."""
-        if not self._broken:  # the usual case, and every request asks
-            return {}
-        names = {graph: f"{model.name} {graph.kind}" for model, graph in self._models.graphs()}
-        return {names[graph]: why for graph, why in self._broken.items() if graph in names}
+        return {
+            f"{model.name} {graph.kind}": problem
+            for model, graph in self._models.graphs()
+            if (problem := graph.problem) is not None
+        }
 
     async def run(self) -> None:
-        """Watch until cancelled; what is being built anew then goes on, for requests wait for it."""
+        """Watch until cancelled; rebuilding goes on then, because requests wait for it."""
         try:
             await asyncio.gather(self._look_for_hung_batches(), self._check_regularly())
         finally:
@@ -68,13 +68,13 @@ class Monitor:
                 task.cancel()
 
     def suspect(self, graph: LoadedGraph) -> None:
-        """A batch failed: check that graph now, unless that is under way."""
+        """Check a graph on which a batch failed, unless it is being checked."""
         for model, each in self._models.graphs():
             if each is graph:
                 self._start_check(model, graph)
 
     async def _check_regularly(self) -> None:
-        """One graph after another: all at once would delay requests by more than a batch."""
+        """Check one graph after another: all at once would delay requests by more than a batch."""
         while self._check_interval:
             await asyncio.sleep(self._check_interval)
             for model, graph in self._models.graphs():
@@ -89,16 +89,16 @@ class Monitor:
                 for job in scheduler.overdue(self._hang_timeout):
                     for model, graph in self._models.graphs():
                         if graph.batcher is job.source:
-                            self._mend(model, graph, "a batch hangs")
+                            self._break(model, graph, "a batch hangs")
                     scheduler.abandon(job)
 
     def _start_check(self, model: LoadedModel, graph: LoadedGraph) -> None:
-        if graph not in self._checks and graph not in self._broken:
+        if graph not in self._checks and graph.problem is None:
             task = self._checks[graph] = asyncio.create_task(self._check(model, graph))
             task.add_done_callback(lambda _: self._checks.pop(graph))
 
     async def _check(self, model: LoadedModel, graph: LoadedGraph) -> None:
-        """It ends cancelled where the graph is built anew meanwhile."""
+        """Run the golden check; it ends cancelled if the graph breaks meanwhile."""
         problem = None
         try:
             await asyncio.to_thread(graph.probe)
@@ -108,35 +108,34 @@ class Monitor:
             problem = str(error)
         self._metrics.golden_check(model.name, graph.kind, passed=problem is None)
         if problem is not None:
-            self._mend(model, graph, problem)
+            self._break(model, graph, problem)
 
-    def _mend(self, model: LoadedModel, graph: LoadedGraph, why: str) -> None:
-        """Have it built anew, unless that is under way; from now on it answers nobody."""
-        if graph in self._broken:
+    def _break(self, model: LoadedModel, graph: LoadedGraph, problem: str) -> None:
+        """Answer nobody with this graph from now on, and rebuild it, unless that is under way."""
+        if graph.problem is not None:
             return
-        graph.batcher.pause()
-        self._broken[graph] = why
-        task = asyncio.create_task(self._rebuild(model, graph))
+        graph.mark_broken(problem)
+        task = asyncio.create_task(self._rebuild(model, graph, problem))
         self._rebuilds.add(task)
         task.add_done_callback(self._rebuilds.discard)
         self._changed()
 
-    async def _rebuild(self, model: LoadedModel, graph: LoadedGraph) -> None:
-        """Build it anew until that works, or it is served no more."""
+    async def _rebuild(self, model: LoadedModel, graph: LoadedGraph, problem: str) -> None:
+        """Rebuild the graph until that succeeds, or its model is served no more."""
         what = f"{model.name} {graph.kind}"
         pauses = chain(RETRY_S, repeat(RETRY_S[-1]))
         try:
             while (model, graph) in self._models.graphs():
-                logger.error("%s is not right, and is built anew: %s", what, self._broken[graph])
+                logger.error("%s is broken and is being rebuilt: %s", what, problem)
                 try:
                     await asyncio.to_thread(graph.rebuild)
-                except Exception as error:  # whatever it is, the next attempt may not have it
-                    self._broken[graph] = str(error) or repr(error)
+                except Exception as error:  # whatever it is, the next attempt may succeed
+                    problem = str(error) or repr(error)
+                    graph.mark_broken(problem)
                     await asyncio.sleep(next(pauses))
                 else:
                     self._metrics.rebuilt(model.name, graph.kind)
                     logger.warning("%s serves again, with %s", what, graph.engine.name)
                     return
         finally:
-            del self._broken[graph]
             self._changed()

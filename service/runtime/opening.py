@@ -1,4 +1,4 @@
-"""One graph of an artifact -> engines that may serve it: chosen, opened, warmed and checked."""
+"""One graph of an artifact -> engines that may serve it: chosen, opened, warmed up and checked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple, get_args
+from typing import get_args
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Graph, GraphKind
@@ -23,29 +25,35 @@ from service.settings import Settings
 logger = logging.getLogger("residuum")
 
 GRAPH_KINDS: tuple[GraphKind, ...] = get_args(GraphKind)
-TIMED_S = 0.05  # of timing each batch size; at least one run
+TIMED_S = 0.05  # how long each batch size is timed; at least one run
 
 
 class LoadError(ResiduumError):
-    """A model cannot be served; the message says which and why."""
+    """A model cannot be served; the message says which one and why."""
 
 
-class Opened(NamedTuple):
-    """A graph that may be served: its engines are warmed and checked."""
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A graph that may be served: its engines are warmed up and checked."""
 
     choice: Choice
     engines: tuple[Engine, ...]
     runners: tuple[Runner, ...]
+    open_engines: ExitStack
 
     def close(self) -> None:
-        for engine in self.engines:
-            engine.close()
+        """Close the engines; again, do nothing."""
+        self.open_engines.close()
 
 
 def make_ready(source: Source[Settings]) -> Opened:
-    """Choose, open, warm up and check: the best, or where it fails at a size not tried, the next best.
+    """Return the best engines for a graph: chosen, opened, warmed up and checked.
 
-    A choice remembered from an earlier start is made anew if it fails.
+    If the choice fails at a batch size that was not tried, the next best is opened. A choice that was
+    remembered from an earlier start is measured again if it fails.
+
+    Raises:
+        EngineError, WrongAnswer, NothingRuns, LoadError: no engine can serve the graph.
     """
     choice = choose(source)
     while True:
@@ -63,30 +71,27 @@ def make_ready(source: Source[Settings]) -> Opened:
 
 
 def _open(source: Source[Settings], choice: Choice) -> Opened:
-    """An engine for load, and where several instances share the device, one that takes all of it."""
+    """Open the engine for load and, if several instances share the device, one that takes all of it."""
     candidate, settings = choice.candidate, source.settings
     alone = choice.instances > 1 and not settings.instances
     engines: list[Engine] = []
     runners: list[Runner] = []
-    try:
+    with ExitStack() as opened:
         for instances in (1, choice.instances) if alone else (choice.instances,):
             options = engine_options(settings, candidate.device, candidate.mode, source.cache, instances)
             path, precision = source.path(candidate.graph), candidate.graph.precision
             engines.append(open_engine(candidate.engine, path, precision, options))
+            opened.callback(engines[-1].close)
             sizes = [1] if alone and instances == 1 else batch_sizes(settings.max_batch_size)
             batch_ms = _warm_up(engines[-1], candidate.graph, source, sizes)
             runners.append(Runner(engines[-1].run, batch_ms, engines[-1].info.instances))
-    except Exception:
-        for engine in engines:
-            engine.close()
-        raise
-    return Opened(choice, tuple(engines), tuple(runners))
+        return Opened(choice, tuple(engines), tuple(runners), opened.pop_all())
 
 
 def _warm_up(
     engine: Engine, graph: Graph, source: Source[Settings], sizes: Sequence[int]
 ) -> dict[int, float]:
-    """Run every batch size in all instances at once and check what comes out; batch size -> milliseconds."""
+    """Run and check every batch size in all instances at once; return batch size -> milliseconds."""
     batch_ms = {}
     instances = engine.info.instances
     with ThreadPoolExecutor(instances) as threads:

@@ -35,7 +35,7 @@ class RefuseWhileDraining:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self._serving.state == "draining" and policy_of(scope).access != "open":
+        if self._serving.is_draining and policy_of(scope).access != "open":
             problem = NotReady("The server is shutting down.")
             await problem.answer(scope, receive, send)
             return
@@ -55,7 +55,7 @@ class CloseWhileDraining:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def and_close(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._serving.state == "draining":
+            if message["type"] == "http.response.start" and self._serving.is_draining:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 

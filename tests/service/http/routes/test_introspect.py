@@ -257,7 +257,7 @@ def notes_of(server: Running, ms: float | None = None) -> list[str]:
         return run(inputs)
 
     for kind, graph in server.serving.models.get(None).graphs.items():
-        [*_, runner] = graph.batcher._runners
+        [*_, runner] = graph.batcher._runners.all
         batch_ms = runner.batch_ms if ms is None else dict.fromkeys(runner.batch_ms, ms)
         graph.batcher.resume([Runner(partial(noted, kind, runner.run), batch_ms)])
     return ran

@@ -1,0 +1,54 @@
+"""Room that a batcher keeps for rows which are still being made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+
+from artifact.preprocess import Row
+from service.batching.entries import Entry
+from service.batching.types import Result
+
+
+class Admission:
+    """Room for some rows in a batcher's queue, given back at the end of `with` unless they were submitted.
+
+    Args:
+        queue: puts entries into the queue.
+        give_back: frees room that is not used.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        deadline: float | None,
+        queue: Callable[[Sequence[Entry]], None],
+        give_back: Callable[[int], None],
+    ) -> None:
+        self._num_rows = num_rows
+        self._deadline = deadline
+        self._queue = queue
+        self._give_back = give_back
+        self._used = False
+
+    def submit(self, rows: Sequence[Row]) -> list[Future[Result]]:
+        """Queue as many rows as were admitted; raise Closed if the batcher was closed meanwhile."""
+        assert not self._used
+        assert len(rows) == self._num_rows
+        self._used = True
+        now = time.monotonic()
+        entries = [Entry(row, self._deadline, now) for row in rows]
+        self._queue(entries)
+        return [entry.future for entry in entries]
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._used:
+            self._used = True
+            self._give_back(self._num_rows)

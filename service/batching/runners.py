@@ -1,0 +1,59 @@
+"""How long the batches of a graph take: what was measured when its runners were warmed, at today's pace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.batching.sizes import sizes_for
+from service.batching.types import Runner
+
+SMOOTHING = 0.2  # weight of the newest batch in the pace
+
+
+class Runners:
+    """The runners of a batcher, and estimates from what they measured.
+
+    Args:
+        runners: the last one runs batches at load. The first one, if there are two, takes the whole device
+            for an entry that comes alone.
+        max_batch_ms: larger batches than that are not formed, unless the smallest takes longer too.
+    """
+
+    def __init__(self, runners: Sequence[Runner], max_batch_ms: float) -> None:
+        self.all = tuple(runners)
+        self.alone = runners[0]
+        self.at_load = runners[-1]
+        self.size_for = sizes_for(self.at_load.batch_ms, max_batch_ms)
+        self.largest_batch = self.size_for[-1]
+        # How much longer batches take than when they were warmed. One number for all sizes and runners: what
+        # runs tells the pace of what does not, so no size counts as slow because of one old hiccup.
+        self.pace = 1.0
+        self.hang = False  # a batch was abandoned in one of them, and may never come back
+
+    @property
+    def batch_ms(self) -> dict[int, float]:
+        """Batch size -> milliseconds at load, at today's pace."""
+        return {size: self.ms(self.at_load, size) for size in self.at_load.batch_ms}
+
+    def ms(self, runner: Runner, size: int) -> float:
+        """Return the milliseconds of a batch at today's pace."""
+        return runner.batch_ms[size] * self.pace
+
+    def least_seconds(self, runner: Runner) -> float:
+        """Return the seconds of the smallest batch, never more than when it was warmed."""
+        return runner.batch_ms[1] * min(1.0, self.pace) / 1000
+
+    def seconds_an_image(self) -> float:
+        """Return the seconds an image takes at load, when all instances run full batches."""
+        size = self.largest_batch
+        return self.ms(self.at_load, size) / (1000 * size * self.at_load.instances)
+
+    def seconds_for(self, num_rows: int) -> float:
+        """Return the seconds that rows take at load when nothing is ahead of them."""
+        size = self.size_for[min(num_rows, self.largest_batch)]
+        return max(self.ms(self.at_load, size) / 1000, num_rows * self.seconds_an_image())
+
+    def note(self, runner: Runner, size: int, seconds: float) -> None:
+        """Follow the pace by its logarithm: a hiccup of fifty times counts twofold, and is forgotten soon."""
+        pace = seconds * 1000 / runner.batch_ms[size]
+        self.pace *= (max(pace, 1e-6) / self.pace) ** SMOOTHING
