@@ -1,11 +1,34 @@
 """The base of the error tree: what a user of Residuum can mend.
 
-Every package derives its errors from `ResiduumError`, so that the command line and the server tell a mistake
-of the user's from a bug: the first is one line with a hint, the second a traceback or a 500.
+Every package derives its errors from `ResiduumError`, so that the command line and the server tell a user's
+mistake from a bug: the first is one line with a hint, the second a traceback or a 500. What status and code
+an error has over HTTP is in `service/http/problems.py`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ResiduumError(Exception):
-    """Something that the user can mend; the message says what is wrong and what would be right."""
+    """Something that the user can mend.
+
+    Args:
+        detail: what is wrong, in a sentence.
+        hint: what would be right; "" where `detail` says it.
+        members: further facts for programs, by name.
+    """
+
+    def __init__(self, detail: str = "", hint: str = "", **members: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+        self.members = members
+
+
+class Unavailable(ResiduumError):
+    """Something cannot be done now; the same attempt may succeed after `retry_after_s` seconds."""
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s

@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from artifact.errors import ResiduumError
 
@@ -39,9 +40,13 @@ class ImageError(ResiduumError):
     too_many_pixels; `detail` says what is wrong with this one, `hint` what its sender can do.
     """
 
-    def __init__(self, code: str, detail: str, hint: str) -> None:
-        super().__init__(detail)
-        self.code, self.detail, self.hint = code, detail, hint
+    def __init__(self, code: str, detail: str, hint: str = "", **members: Any) -> None:
+        super().__init__(detail, hint, **members)
+        self.code = code
+
+
+class ImageTooLong(ImageError):
+    """The file has more bytes than are accepted; its code is too_many_bytes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def sniff(data: bytes, limits: Limits) -> str:
         raise ImageError("empty_body", "There are no bytes where an image should be.", "Send an image file.")
     if len(data) > limits.max_bytes:
         detail = f"The image has {len(data):,} bytes; at most {limits.max_bytes:,} are accepted."
-        raise ImageError("too_many_bytes", detail, "Send a smaller or more strongly compressed copy.")
+        raise ImageTooLong("too_many_bytes", detail, "Send a smaller or more strongly compressed copy.")
     for image_format, signature in _SIGNATURES.items():
         if signature.match(data):
             return image_format

@@ -39,10 +39,11 @@ class ParameterError(ResiduumError):
     """A parameter's value does not fit this artifact; `hint` says what would."""
 
     def __init__(self, parameter: str, detail: str, hint: str = "") -> None:
-        super().__init__(f"{detail} {hint}".strip())
+        super().__init__(detail, hint, parameter=parameter)
         self.parameter = parameter
-        self.detail = detail
-        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.detail} {self.hint}".strip()
 
 
 class IntrospectQuery(BaseModel):

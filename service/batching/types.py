@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from artifact.errors import ResiduumError
+from artifact.errors import Unavailable
 
 Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 
@@ -23,31 +23,30 @@ class State(Enum):
     CLOSED = "refuses entries, and starts no batch any more"
 
 
-class QueueFull(ResiduumError):
+class QueueFull(Unavailable):
     """The queue has no room for these rows; it should have some in `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"the queue is full for about {retry_after_s:.1f} s")
-        self.retry_after_s = retry_after_s
+        super().__init__(f"the queue is full for about {retry_after_s:.1f} s", retry_after_s)
 
 
-class DeadlineMissed(ResiduumError):
+class DeadlineMissed(Unavailable):
     """The rows cannot be, or were not, finished in time; the queue should be empty in `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
-        super().__init__(f"the deadline cannot be met; the queue needs about {retry_after_s:.1f} s")
-        self.retry_after_s = retry_after_s
+        detail = f"the deadline cannot be met; the queue needs about {retry_after_s:.1f} s"
+        super().__init__(detail, retry_after_s)
 
 
-class Closed(ResiduumError):
+class Closed(Unavailable):
     """The batcher takes no more entries."""
 
 
-class Paused(ResiduumError):
+class Paused(Unavailable):
     """No batch starts now: the engine is being rebuilt."""
 
 
-class BatchFailed(ResiduumError):
+class BatchFailed(Unavailable):
     """The engine failed on the batch of this entry, or hangs; its error is chained."""
 
 

@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route
 
 from service.http import routes
+from service.http.error_handlers import add_error_handlers
 from service.http.middleware.access import RequireKey
 from service.http.middleware.draining import Accepted, CloseWhileDraining, RefuseWhileDraining
 from service.http.middleware.head_as_get import HeadAsGet
@@ -27,7 +28,6 @@ from service.http.middleware.security import SecurityHeaders, cors
 from service.http.middleware.shedding import Shedding
 from service.http.middleware.unexpected_errors import UnexpectedErrors
 from service.http.policy import OPEN, FindPolicy, Policy, RouteTable, declared
-from service.http.problems import add_error_handlers
 from service.runtime.lifecycle import Serving
 from service.settings import Settings, load_settings
 from service.telemetry.tracing import make_tracer

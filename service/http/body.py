@@ -15,8 +15,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from artifact.image_bytes import ImageError
 from service.errors import (
-    BadImage,
     InvalidPart,
     MalformedMultipart,
     RequestTimeout,
@@ -44,7 +44,7 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     Raises:
         TooManyBytes, TooManyImages, InvalidPart, MalformedMultipart, UnsupportedMediaType, RequestTimeout:
             see errors.py.
-        BadImage: `empty_body`: there is nothing in it.
+        ImageError: `empty_body`: there is nothing in it.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
@@ -60,7 +60,7 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
         chunks = timed(limited(request, settings.max_image_bytes, "An image"), settings)
         body = b"".join([chunk async for chunk in chunks])
         if not body:
-            raise BadImage("empty_body", "The body is empty.", HOW_TO_SEND)
+            raise ImageError("empty_body", "The body is empty.", HOW_TO_SEND)
         return [body]
     raise UnsupportedMediaType(f"A body of Content-Type {media_type} is not supported.", HOW_TO_SEND)
 
@@ -113,7 +113,7 @@ async def _read_parts(request: Request, boundary: bytes | None, settings: Settin
     if not form.complete:
         raise MalformedMultipart("The multipart body ends before its closing boundary.", HOW_TO_SEND)
     if not form.images:
-        raise BadImage("empty_body", f"The multipart body has no part named {PART!r}.", HOW_TO_SEND)
+        raise ImageError("empty_body", f"The multipart body has no part named {PART!r}.", HOW_TO_SEND)
     return [bytes(image) for image in form.images]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from starlette.routing import BaseRoute, Mount, Route
@@ -123,6 +123,8 @@ class RouteTable:
                 break
         if call.policy.access != "admin" and self._for_admins.fullmatch(path):
             return FOR_ADMINS
+        if call is UNKNOWN and method != "GET":  # 405 on a page's path has the page's headers
+            return Call(replace(DEFAULT, browser=self.find("GET", path).policy.browser))
         return call
 
 

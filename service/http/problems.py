@@ -1,144 +1,183 @@
-"""What went wrong, whoever raised it, as a problem document (RFC 9457)."""
+"""The table from error to status and code, and how an error is said: problem+json (RFC 9457).
+
+Under /v2 an error has the form of the Open Inference Protocol, {"error": "..."}. An error that the table
+does not list is a bug: it becomes a 500 in `middleware/unexpected_errors.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from math import ceil
+from typing import Any, NamedTuple
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.routing import Match
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from service.errors import (
-    MEDIA_TYPE,
-    BadImage,
-    DeadlineExceeded,
-    EngineFailed,
-    InvalidParameter,
-    InvalidPart,
-    MalformedMultipart,
-    MethodNotAllowed,
-    NotFound,
-    NotReady,
-    OtherProblem,
-    Overloaded,
-    Problem,
-    RateLimited,
-    RequestTimeout,
-    TooManyBytes,
-    TooManyImages,
-    Unauthorized,
-    UnknownModel,
-    UnsupportedMediaType,
-)
-from service.http.schemas import ProblemDocument
+from artifact.errors import ResiduumError, Unavailable
+from artifact.image_bytes import ImageError, ImageTooLong
+from introspection.question import ParameterError
+from service import errors
+from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull
+
+MEDIA_TYPE = "application/problem+json"
+OIP_PREFIX = "/v2"
+TYPE_PREFIX = "urn:residuum:problem:"
+CLOSE = {"Connection": "close"}  # what the client still sends is not read
+
+
+class Row(NamedTuple):
+    """What an error becomes.
+
+    `detail` is said in place of the error's own words, which are for the log; `oip_status` is the status
+    under /v2 where it is another one.
+    """
+
+    status: int
+    code: str
+    title: str
+    detail: str = ""
+    headers: Mapping[str, str] = {}
+    oip_status: int | None = None
+
+
+OWN = ""  # in place of a code: the error itself has it as `code`
+ENGINE_FAILED = (503, "engine_failed", "Engine failed")
+
+# Looked up along the error's classes, so that a row holds for derived errors without one of their own.
+TABLE: dict[type[ResiduumError], Row] = {
+    errors.MalformedRequest: Row(400, "malformed_request", "Malformed request"),
+    errors.MalformedMultipart: Row(400, "malformed_multipart", "Malformed multipart body"),
+    errors.InvalidInference: Row(400, "invalid_inference", "Invalid inference request"),
+    errors.Unauthorized: Row(401, "unauthorized", "Unauthorized", headers={"WWW-Authenticate": "Bearer"}),
+    errors.Forbidden: Row(403, "forbidden", "Forbidden"),
+    errors.NotFound: Row(404, "not_found", "Not found"),
+    errors.UnknownModel: Row(404, "unknown_model", "Unknown model"),
+    errors.NotAcceptable: Row(406, "not_acceptable", "Not acceptable"),
+    errors.RequestTimeout: Row(408, "request_timeout", "Request timeout", headers=CLOSE),
+    errors.LoadRefused: Row(409, "load_refused", "Load refused"),
+    errors.TooManyBytes: Row(413, "too_many_bytes", "Too many bytes", headers=CLOSE),
+    ImageTooLong: Row(413, OWN, "Too many bytes", headers=CLOSE),
+    errors.UnsupportedMediaType: Row(415, "unsupported_media_type", "Unsupported media type"),
+    ImageError: Row(422, OWN, "Bad image", oip_status=400),  # in that protocol a bad request is a 400
+    errors.InvalidParameter: Row(422, "invalid_parameter", "Invalid parameter"),
+    ParameterError: Row(422, "invalid_parameter", "Invalid parameter"),
+    errors.InvalidPart: Row(422, "invalid_part", "Invalid part"),
+    errors.TooManyImages: Row(422, "too_many_images", "Too many images"),
+    errors.RateLimited: Row(429, "rate_limited", "Too many requests"),
+    errors.HeadTooLarge: Row(431, "head_too_large", "Head too large"),
+    errors.NotReady: Row(503, "not_ready", "Not ready"),
+    Closed: Row(503, "not_ready", "Not ready", "The server is shutting down."),
+    errors.Overloaded: Row(503, "overloaded", "Overloaded"),
+    QueueFull: Row(503, "overloaded", "Overloaded", "As many images are waiting as the server takes."),
+    errors.DeadlineExceeded: Row(503, "deadline", "Deadline exceeded"),
+    DeadlineMissed: Row(
+        503, "deadline", "Deadline exceeded", "The images cannot be done before the request's deadline."
+    ),
+    Paused: Row(*ENGINE_FAILED, "The engine failed and is being rebuilt."),
+    BatchFailed: Row(*ENGINE_FAILED, "The engine failed on the batch that the images were in."),
+}
 
 # What every call that takes images may answer with.
-IMAGE_PROBLEMS: tuple[type[Problem], ...] = (
-    MalformedMultipart,
-    UnknownModel,
-    TooManyBytes,
-    UnsupportedMediaType,
-    BadImage,
-    InvalidParameter,
-    InvalidPart,
-    TooManyImages,
-    Unauthorized,
-    RequestTimeout,
-    RateLimited,
-    NotReady,
-    Overloaded,
-    DeadlineExceeded,
-    EngineFailed,
+IMAGE_PROBLEMS: tuple[type[ResiduumError], ...] = (
+    errors.MalformedMultipart,
+    errors.UnknownModel,
+    errors.TooManyBytes,
+    errors.UnsupportedMediaType,
+    ImageError,
+    errors.InvalidParameter,
+    errors.InvalidPart,
+    errors.TooManyImages,
+    errors.Unauthorized,
+    errors.RequestTimeout,
+    errors.RateLimited,
+    errors.NotReady,
+    errors.Overloaded,
+    errors.DeadlineExceeded,
+    BatchFailed,
 )
 
 
-def problem_responses(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for what a route may raise, by status."""
+class Problem(NamedTuple):
+    """An error as HTTP says it; `members` are further members of the problem document."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    hint: str = ""
+    headers: Mapping[str, str] = {}
+    members: Mapping[str, Any] = {}
+    oip_status: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the problem document."""
+        document: dict[str, Any] = {
+            "type": TYPE_PREFIX + self.code,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if self.hint:
+            document["hint"] = self.hint
+        return document | dict(self.members)
+
+    def response(self, path: str) -> Response:
+        """Return the answer to a request for `path`."""
+        if path == OIP_PREFIX or path.startswith(OIP_PREFIX + "/"):
+            error = " ".join(filter(None, (self.detail, self.hint)))
+            return JSONResponse({"error": error}, self.oip_status or self.status, self.headers)
+        return JSONResponse(self.document(), self.status, self.headers, MEDIA_TYPE)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and leave the code where the log finds it."""
+        scope.setdefault("state", {})["problem"] = self.code
+        await self.response(scope["path"])(scope, receive, send)
+
+
+def row_of(kind: type[BaseException]) -> Row | None:
+    """Return what errors of a class become; None for a class that the table does not list."""
+    return next(filter(None, map(TABLE.get, kind.__mro__)), None)
+
+
+def problem_of(error: ResiduumError) -> Problem:
+    """Return an error that the table lists as HTTP says it."""
+    row = row_of(type(error))
+    assert row is not None, f"{type(error).__name__} is not in the table"
+    headers = dict(row.headers)
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+    return Problem(
+        row.status,
+        row.code or code_of(error),
+        row.title,
+        row.detail or error.detail,
+        error.hint,
+        headers,
+        error.members,
+        row.oip_status,
+    )
+
+
+def code_of(error: ResiduumError) -> str:
+    """Return an error's code, "" where it has none: for the command line and for programs."""
+    row = row_of(type(error))
+    return getattr(error, "code", "") if row is None else row.code or getattr(error, "code", "")
+
+
+async def refuse(error: ResiduumError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with an error."""
+    await problem_of(error).answer(scope, receive, send)
+
+
+def problem_responses(*kinds: type[ResiduumError]) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's `responses` for what a route may raise, by status."""
     responses: dict[int | str, dict[str, Any]] = {}
-    for problem in problems:
+    for kind in kinds:
+        row = row_of(kind)
+        assert row is not None, f"{kind.__name__} is not in the table"
         content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-        response = responses.setdefault(problem.status, {"description": problem.title, "content": content})
-        if problem.title not in response["description"]:
-            response["description"] += f"; {problem.title.lower()}"
+        response = responses.setdefault(row.status, {"description": row.title, "content": content})
+        if row.title not in response["description"]:
+            response["description"] += f"; {row.title.lower()}"
     return responses
-
-
-def add_error_handlers(app: FastAPI) -> None:
-    """Make every answer that is not a success a problem document, and say so in the OpenAPI document."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = describe()
-        schemas = document["components"]["schemas"]
-        schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
-        for name in ("HTTPValidationError", "ValidationError"):  # what the framework would have said
-            schemas.pop(name, None)
-        for path in document["paths"].values():
-            for operation in path.values():
-                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
-    app.add_exception_handler(Problem, _on_problem)
-    app.add_exception_handler(RequestValidationError, _on_invalid_query)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
-
-
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    request.state.problem = error.code
-    return error.response(request.url.path)
-
-
-async def _on_invalid_query(request: Request, error: Exception) -> Response:
-    """Pydantic's complaint about a query parameter (no route has any other input that it checks)."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    parameter = str(first["loc"][-1] if len(first["loc"]) < 2 else first["loc"][1])
-    if first["type"] == "extra_forbidden":
-        detail, hint = f"There is no query parameter {parameter!r} here.", "GET /docs lists them."
-    else:
-        message = str(first["msg"])
-        detail, hint = f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}.", ""
-    return await _on_problem(request, InvalidParameter(parameter, detail, hint))
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself raises: 404 for a path, 405 for a method."""
-    assert isinstance(error, HTTPException)
-    path, method = request.url.path, request.method
-    if error.status_code == 405:
-        allowed = ", ".join(allowed_methods(request))
-        if method == "OPTIONS":
-            return Response(status_code=204, headers={"Allow": allowed})
-        problem: Problem = MethodNotAllowed(
-            f"{method} is not possible on {path}.", f"Allowed: {allowed}.", {"Allow": allowed}
-        )
-    elif error.status_code == 404:
-        problem = NotFound(f"There is nothing at {path}.", "GET /docs lists every call.")
-    else:
-        problem = OtherProblem(error.status_code, str(error.detail), dict(error.headers or {}))
-    return await _on_problem(request, problem)
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """Nobody reads this; 499 is what access logs customarily say then."""
-    return Response(status_code=499)
-
-
-def allowed_methods(request: Request) -> list[str]:
-    """The methods of every route at the request's path; the framework names only those of the first."""
-    methods = [
-        method
-        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
-        if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL
-            for route in request.app.routes
-        )
-    ]
-    return ["HEAD", "OPTIONS", *methods] if "GET" in methods else ["OPTIONS", *methods]

@@ -17,9 +17,11 @@ from typing import Any, ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import HeadTooLarge, MalformedRequest, Problem, RequestTimeout
+from artifact.errors import ResiduumError
+from service.errors import HeadTooLarge, MalformedRequest, RequestTimeout
 from service.http.middleware.lingering_close import LINGER_S
 from service.http.middleware.security import api_headers
+from service.http.problems import Problem, problem_of
 from service.settings import Settings
 
 logger = logging.getLogger("residuum")
@@ -79,7 +81,7 @@ class GuardedProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
-            self._refuse(_problem_of(error))
+            self._refuse(_error_behind(error))
             return
         if self._in_head and self._num_heads == head_before:
             self._head_bytes += len(data)
@@ -177,8 +179,9 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _refuse(self, problem: Problem) -> None:
+    def _refuse(self, error: ResiduumError) -> None:
         """Answer in the application's place, and close; answers to earlier requests come first."""
+        problem = problem_of(error)
         if self.settings.access_log:
             logger.info("%s: refused: %d %s", self.client and self.client[0], problem.status, problem.code)
         if self._is_answering() and not self._in_body:
@@ -224,9 +227,9 @@ def _head_too_large() -> HeadTooLarge:
     return HeadTooLarge(f"The request line and the headers may have {MAX_HEAD_BYTES:,} bytes together.")
 
 
-def _problem_of(error: httptools.HttpParserError) -> Problem:
+def _error_behind(error: httptools.HttpParserError) -> ResiduumError:
     """What one of our callbacks raised, or what the parser has against the bytes."""
-    if isinstance(error.__context__, Problem):
+    if isinstance(error.__context__, ResiduumError):
         return error.__context__
     if isinstance(error, httptools.HttpParserCallbackError):
         return MalformedRequest("The request line cannot be understood.")

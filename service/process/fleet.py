@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-from service.errors import LoadRefused, NotReady, Problem
+from artifact.errors import ResiduumError
+from service.errors import LoadRefused, NotReady
 from service.runtime.changes import Action, Apply
 
 logger = logging.getLogger("residuum")
@@ -124,7 +125,7 @@ class Fleet:
                 self._settle(change["asked"], error)
             else:
                 logger.exception("%s %s failed", change["action"], change["name"])
-            return error.detail if isinstance(error, Problem) else repr(error)
+            return error.detail if isinstance(error, ResiduumError) else repr(error)
         return None
 
     def _settle(self, number: int, error: Exception | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cachetools import LRUCache
 
-from service.errors import Unavailable
+from artifact.errors import Unavailable
 from service.telemetry.metrics import Metrics
 
 

@@ -10,11 +10,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from artifact.manifest import Preprocessing
 from artifact.preprocess import ImageError, Limits, Preprocessed, preprocess
-from service.errors import BadImage, TooManyBytes
 from service.telemetry.metrics import Metrics
 
 SMOOTHING = 0.2  # weight of the newest measurement in the seconds an image takes
@@ -41,7 +39,7 @@ class DecodePool:
         """Every image, in order.
 
         Raises:
-            BadImage, TooManyBytes: of the first bad one, with its index.
+            ImageError: the first image that cannot be used.
         """
         self._count(len(images))
         try:
@@ -73,13 +71,10 @@ class DecodePool:
 
 
 def _checked(result: Preprocessed | BaseException, index: int, num_images: int) -> Preprocessed:
-    """The image, or its ImageError as a problem; of several images it says which one."""
-    if isinstance(result, ImageError):
-        members: dict[str, Any] = {"image_index": index} if num_images > 1 else {}
-        detail = f"Image {index}: {result.detail}" if num_images > 1 else result.detail
-        if result.code == TooManyBytes.code:
-            raise TooManyBytes(detail, result.hint, **members) from result
-        raise BadImage(result.code, detail, result.hint, **members) from result
+    """Return the image, or raise what is wrong with it; of several images the error says which one."""
+    if isinstance(result, ImageError) and num_images > 1:
+        detail = f"Image {index}: {result.detail}"
+        raise type(result)(result.code, detail, result.hint, image_index=index) from result
     if isinstance(result, BaseException):
         raise result
     return result

@@ -1,7 +1,4 @@
-"""Images and rows through a graph of a loaded model: admitted or refused, decoded, run.
-
-Batches and requests meet here: the batcher's errors become the problems that a client is told.
-"""
+"""Images and rows through a graph of a loaded model: admitted or refused, decoded, run."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ from numpy.typing import NDArray
 from artifact.manifest import GraphKind
 from artifact.preprocess import Preprocessed, Row
 from service.batching.admission import Admission
-from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result
-from service.errors import DeadlineExceeded, EngineFailed, NotFound, NotReady, Overloaded
+from service.batching.types import BatchFailed, Result
+from service.errors import NotFound
 from service.runtime.decoding import DecodePool
 from service.runtime.model import LoadedGraph, LoadedModel
 from service.runtime.repository import Repository
@@ -89,18 +86,16 @@ class Execution:
 
     def check_room(self, model: LoadedModel, kind: GraphKind, deadline: float) -> None:
         """Raise what `run_images` would raise for one image now, before its body is read."""
-        with self._problems(graph := graph_of(model, kind)):
-            graph.batcher.check_room(1, deadline, self._decoders.seconds_for(1))
+        graph_of(model, kind).batcher.check_room(1, deadline, self._decoders.seconds_for(1))
 
     def check_time(self, model: LoadedModel, kind: GraphKind, num_rows: int, deadline: float) -> None:
         """Refuse rows that cannot be done in time; there may be more of them than the queue holds.
 
         Raises:
-            DeadlineExceeded: the rows would be late even if nothing else came.
+            DeadlineMissed: the rows would be late even if nothing else came.
             NotFound: the model has no such graph.
         """
-        with self._problems(graph := graph_of(model, kind)):
-            graph.batcher.check_time(num_rows, deadline)
+        graph_of(model, kind).batcher.check_time(num_rows, deadline)
 
     async def run_images(
         self,
@@ -118,13 +113,13 @@ class Execution:
             inputs: what the graph takes beside the image, the same for all images.
 
         Raises:
-            Overloaded, DeadlineExceeded, NotReady, EngineFailed: refused, too late, or the engine failed.
-            BadImage, TooManyBytes: the first image that cannot be used.
+            QueueFull, DeadlineMissed, Paused, Closed, BatchFailed: refused, too late, or the engine failed.
+            ImageError: the first image that cannot be used.
             NotFound: the model has no such graph.
         """
         graph = graph_of(model, kind)
         started = time.monotonic()
-        with self._problems(graph):
+        with self._suspecting(graph):
             decoded_in_s = self._decoders.seconds_for(len(images))
             with graph.batcher.admit(len(images), deadline, decoded_in_s) as admission:
                 spec = model.manifest.preprocessing
@@ -141,7 +136,7 @@ class Execution:
     ) -> list[Result]:
         """Run every row through a graph of the model, in order; raise as `run_images` but for images."""
         graph = graph_of(model, kind)
-        with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
+        with self._suspecting(graph), graph.batcher.admit(len(rows), deadline) as admission:
             return await _results(admission, rows)
 
     async def run_logits(
@@ -149,30 +144,18 @@ class Execution:
     ) -> list[NDArray[np.float32]]:
         """Run rows as `run_rows` does, and keep only the logits of what comes out."""
         graph = graph_of(model, kind)
-        with self._problems(graph), graph.batcher.admit(len(rows), deadline) as admission:
+        with self._suspecting(graph), graph.batcher.admit(len(rows), deadline) as admission:
             return await _logits(admission, rows)
 
     @contextmanager
-    def _problems(self, graph: LoadedGraph) -> Iterator[None]:
-        """Raise the batcher's errors as problems, and have a graph checked on which a batch failed."""
+    def _suspecting(self, graph: LoadedGraph) -> Iterator[None]:
+        """Have a graph checked on which a batch failed."""
         try:
             yield
-        except QueueFull as error:
-            raise Overloaded(
-                "As many images are waiting as the server takes.", error.retry_after_s
-            ) from error
-        except DeadlineMissed as error:
-            raise DeadlineExceeded(
-                "The images cannot be done before the request's deadline.", error.retry_after_s
-            ) from error
-        except Paused as error:
-            raise EngineFailed("The engine failed and is being rebuilt.") from error
         except BatchFailed as error:
             logger.error("A batch failed: %s", error)
             self._suspect(graph)
-            raise EngineFailed("The engine failed on the batch that the images were in.") from error
-        except Closed as error:
-            raise NotReady("The server is shutting down.") from error
+            raise
 
 
 async def _results(admission: Admission, rows: Sequence[Row]) -> list[Result]:

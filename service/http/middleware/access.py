@@ -10,9 +10,11 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Forbidden, NotFound, Problem, Unauthorized
+from artifact.errors import ResiduumError
+from service.errors import Forbidden, NotFound, Unauthorized
 from service.http.middleware.keys import Keys, digest_of
 from service.http.policy import policy_of
+from service.http.problems import refuse
 
 # In a request's scope: the digest of the caller's key; None where the call needs no key.
 CALLER = "residuum.caller"
@@ -40,8 +42,8 @@ class RequireKey:
             scope[CALLER] = None if access == "open" else self._admit(scope, for_admins=access == "admin")
             if CONTROL.search(scope["path"]):
                 raise NotFound("There is no such path: it has a control character in it.")
-        except Problem as problem:
-            await problem.answer(scope, receive, send)
+        except ResiduumError as error:
+            await refuse(error, scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

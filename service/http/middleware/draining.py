@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import NotReady
 from service.http.policy import policy_of
+from service.http.problems import refuse
 from service.runtime.lifecycle import Serving
 
 
@@ -36,8 +37,7 @@ class RefuseWhileDraining:
             await self.app(scope, receive, send)
             return
         if self._serving.is_draining and policy_of(scope).access != "open":
-            problem = NotReady("The server is shutting down.")
-            await problem.answer(scope, receive, send)
+            await refuse(NotReady("The server is shutting down."), scope, receive, send)
             return
         self._accepted.num_requests += 1
         try:

@@ -19,6 +19,7 @@ from engines.settings import SettingsError
 from service.errors import RateLimited
 from service.http.middleware.access import CALLER
 from service.http.policy import policy_of
+from service.http.problems import refuse
 from service.settings import Settings
 
 MAX_CALLERS = 10_000  # remembered at once; of those that are forgotten, the one longest silent is the first
@@ -59,8 +60,8 @@ class RateLimit:
         if scope["type"] == "http" and policy_of(scope).limited:
             wait_s = self._take(scope[CALLER] or network_of(scope["client"]))
             if wait_s > 0:
-                problem = RateLimited(f"More than {self._per_second:g} requests a second came.", wait_s)
-                await problem.answer(scope, receive, send)
+                error = RateLimited(f"More than {self._per_second:g} requests a second came.", wait_s)
+                await refuse(error, scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

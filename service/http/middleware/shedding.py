@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from artifact.errors import ResiduumError, Unavailable
 from artifact.manifest import GraphKind
-from service.errors import Problem, Unavailable
 from service.http.policy import CALL, Call, policy_of
+from service.http.problems import refuse
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedModel
 
@@ -33,9 +34,9 @@ class Shedding:
         try:
             if scope["type"] == "http" and policy_of(scope).runs:
                 self._check_room(scope)
-        except Unavailable as problem:
-            await problem.answer(scope, receive, send)
-        except Problem:  # there is no such model
+        except Unavailable as error:
+            await refuse(error, scope, receive, send)
+        except ResiduumError:  # there is no such model
             await self.app(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -52,19 +53,19 @@ class Shedding:
         deadline = self._serving.execution.deadline(int(timeout_ms[1]) if timeout_ms else None)
         try:
             self._check_any(model, call.policy.runs, deadline)
-        except Problem:
+        except Unavailable:
             scope["route"] = call.route  # as the framework would have it, for metrics and logs
             scope["state"]["model"] = model.name
             raise
 
     def _check_any(self, model: LoadedModel, kinds: Sequence[GraphKind], deadline: float) -> None:
         """Raise if all of these graphs that the model has are full; the route decides which will run."""
-        refused: Problem | None = None
+        refused: Unavailable | None = None
         for kind in kinds:
             if kind in model.graphs:
                 try:
                     return self._serving.execution.check_room(model, kind, deadline)
-                except Problem as problem:
-                    refused = problem
+                except Unavailable as error:
+                    refused = error
         if refused:
             raise refused

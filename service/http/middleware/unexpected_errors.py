@@ -7,7 +7,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Internal, NotReady
+from service.errors import NotReady
+from service.http.problems import Problem, refuse
 from service.telemetry.logs import request_ids
 
 logger = logging.getLogger("residuum")
@@ -32,7 +33,7 @@ class UnexpectedErrors:
         except asyncio.CancelledError:  # the server stops and waits no longer
             if started or scope["type"] != "http":
                 raise
-            await NotReady("The server is shutting down.").answer(scope, receive, send)
+            await refuse(NotReady("The server is shutting down."), scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
@@ -40,9 +41,8 @@ class UnexpectedErrors:
             logger.exception("request %s failed", request_id)
             if started:
                 raise  # half an answer is out: the connection must break, so that it does not look whole
-            problem = Internal(
-                "The server failed on this request.",
-                f"It is in the server's log as {request_id}.",
-                request_id=request_id,
-            )
+            detail = "The server failed on this request."
+            hint = f"It is in the server's log as {request_id}."
+            members = {"request_id": request_id}
+            problem = Problem(500, "internal", "Internal error", detail, hint, members=members)
             await problem.answer(scope, receive, send)

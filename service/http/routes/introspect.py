@@ -18,7 +18,7 @@ from introspection.attribution import LesionLogits
 from introspection.forms import FORMS, NPZ, PNG, WITH_PICTURES, ZIP, Form, shown, written
 from introspection.measure import NotFiniteError, Quantities, measure
 from introspection.pictures.parts import keep_on
-from introspection.question import Options, ParameterError, resolve
+from introspection.question import Options, resolve
 from introspection.rows import Run, graph_kind, inputs, lesion_logits, num_lesion_rows
 from introspection.schemas import Introspection
 from service import errors
@@ -77,10 +77,7 @@ async def introspect(request: Request, query: Annotated[IntrospectParameters, Qu
     form = FORMS[media_type]
     with serving.models.lease(query.model) as model:
         request.state.model = model.name
-        try:
-            options = shown(form, resolve(query, model.manifest), model.manifest)
-        except ParameterError as error:
-            raise InvalidParameter(error.parameter, error.detail, error.hint) from error
+        options = shown(form, resolve(query, model.manifest), model.manifest)
         image = await read_image(request, serving.settings)
         deadline = serving.execution.deadline(query.timeout_ms)
         asked = query.model_dump_json(exclude={"timeout_ms"})

@@ -14,16 +14,17 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from artifact.errors import ResiduumError
 from service import errors
 from service.batching.types import Result
-from service.errors import BadImage, InvalidInference, NotFound, NotReady, Problem, UnknownModel
+from service.errors import InvalidInference, NotFound, NotReady, UnknownModel
 from service.http.oip import documents
 from service.http.oip.body import read_body
 from service.http.oip.records import MAX_JSON_BYTES, IndexRequest, LoadRequest, RecordT, parse_json
 from service.http.oip.request import Inference, parse_inference
 from service.http.oip.response import build_answer, compress, wanted_encoding
 from service.http.policy import ADMIN, OPEN, WATCHED, Policy, follows
-from service.http.problems import IMAGE_PROBLEMS, problem_responses
+from service.http.problems import IMAGE_PROBLEMS, OIP_PREFIX, problem_responses
 from service.http.schemas import BINARY
 from service.http.waiting import serving_of, while_client_waits
 from service.runtime.execution import stages_of
@@ -31,7 +32,7 @@ from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedModel
 from service.telemetry.stages import Stages
 
-router = APIRouter(prefix=errors.OIP_PREFIX, tags=["open inference protocol"])
+router = APIRouter(prefix=OIP_PREFIX, tags=["open inference protocol"])
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 ERROR = {
@@ -51,7 +52,7 @@ BODY = {
 }
 
 
-def _errors(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:
+def _errors(*problems: type[ResiduumError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` for what a route may raise beside what every route may."""
     responses = problem_responses(errors.Unauthorized, errors.RateLimited, *problems)
     for response in responses.values():
@@ -157,10 +158,7 @@ async def _run(
     serving: Serving, model: LoadedModel, inference: Inference, deadline: float
 ) -> tuple[list[Result], Stages]:
     if isinstance(inference.images, list):
-        try:
-            ran = await serving.execution.run_images(model, "classify", inference.images, deadline)
-        except BadImage as error:  # 422 elsewhere; in this protocol what is wrong with a request is 400
-            raise InvalidInference(error.detail, error.hint) from error
+        ran = await serving.execution.run_images(model, "classify", inference.images, deadline)
         return ran.results, ran.stages
     rows = [{"images": pixels} for pixels in inference.images]
     results = await serving.execution.run_rows(model, "classify", rows, deadline)
@@ -227,7 +225,7 @@ UNSUPPORTED = {
 
 async def oip_unsupported(request: Request) -> None:
     """What tritonclient can ask for and this server does not have."""
-    raise NotFound(UNSUPPORTED[request.scope["route"].path.removeprefix(errors.OIP_PREFIX)])
+    raise NotFound(UNSUPPORTED[request.scope["route"].path.removeprefix(OIP_PREFIX)])
 
 
 for path in UNSUPPORTED:

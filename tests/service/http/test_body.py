@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
+from artifact.errors import ResiduumError
+from artifact.image_bytes import ImageError
 from service.errors import (
-    BadImage,
     InvalidPart,
     MalformedMultipart,
-    Problem,
     TooManyBytes,
     TooManyImages,
     UnsupportedMediaType,
@@ -72,15 +72,15 @@ def test_a_form_is_its_parts_however_it_is_cut(parts: list[bytes], seed: int) ->
 @given(st.binary(max_size=400))
 def test_no_form_body_is_an_unforeseen_error(noise: bytes) -> None:
     for body in (noise, b"--XyZ\r\n" + noise, form(noise, end=noise)):
-        with contextlib.suppress(Problem):
+        with contextlib.suppress(ResiduumError):
             read([body], FORM)
 
 
 @pytest.mark.parametrize(
-    ("body", "content_type", "problem"),
+    ("body", "content_type", "error"),
     [
-        (b"", None, BadImage),
-        (b"", "image/jpeg", BadImage),
+        (b"", None, ImageError),
+        (b"", "image/jpeg", ImageError),
         (b"{}", "application/json", UnsupportedMediaType),
         (b"a=b", "application/x-www-form-urlencoded", UnsupportedMediaType),
         (b"abc", "text/plain", UnsupportedMediaType),
@@ -88,7 +88,7 @@ def test_no_form_body_is_an_unforeseen_error(noise: bytes) -> None:
         (b"abc", "multipart/form-data; boundary=" + "x" * 1000, MalformedMultipart),
         (b"abc", FORM, MalformedMultipart),
         (form(b"abc", end=b""), FORM, MalformedMultipart),
-        (b"--XyZ--\r\n", FORM, BadImage),
+        (b"--XyZ--\r\n", FORM, ImageError),
         (b"", FORM, MalformedMultipart),
         (form(b"abc", name="file"), FORM, InvalidPart),
         (form(b"abc", name="imagé"), FORM, InvalidPart),
@@ -98,8 +98,8 @@ def test_no_form_body_is_an_unforeseen_error(noise: bytes) -> None:
         (b"a" * 1001, None, TooManyBytes),
     ],
 )
-def test_what_is_wrong_is_said(body: bytes, content_type: str | None, problem: type[Problem]) -> None:
-    with pytest.raises(problem):
+def test_what_is_wrong_is_said(body: bytes, content_type: str | None, error: type[ResiduumError]) -> None:
+    with pytest.raises(error):
         read([body], content_type)
 
 

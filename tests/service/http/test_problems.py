@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import combinations
 
 import pytest
 from fastapi import FastAPI
@@ -11,17 +12,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
+from artifact.errors import ResiduumError
+from artifact.image_bytes import ImageError, ImageTooLong
+from introspection.question import ParameterError
 from service import errors
-from service.errors import Problem
+from service.batching import types
+from service.http.error_handlers import add_error_handlers
 from service.http.middleware.head_as_get import HeadAsGet
 from service.http.middleware.request_log import RequestLog
 from service.http.middleware.unexpected_errors import UnexpectedErrors
-from service.http.problems import add_error_handlers
+from service.http.problems import TABLE, code_of, problem_of, row_of
 from service.telemetry.metrics import Metrics
 
 
-def all_problems(base: type[Problem] = Problem) -> list[type[Problem]]:
-    return [found for child in base.__subclasses__() for found in (child, *all_problems(child))]
+def all_errors(base: type[ResiduumError] = ResiduumError) -> list[type[ResiduumError]]:
+    return [found for child in base.__subclasses__() for found in (child, *all_errors(child))]
 
 
 @pytest.fixture
@@ -63,18 +68,33 @@ def client() -> TestClient:
 
 
 def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:
-    drawn = errors.__doc__ or ""
-    for problem in all_problems():
-        if problem.__module__ != errors.__name__:
-            continue
-        line = next(line for line in drawn.splitlines() if line.strip("│├└─ ").startswith(problem.__name__))
-        assert str(problem.status) in line
-        if problem not in (errors.BadImage, errors.Unavailable):
-            assert problem.code in line
+    lines = [line.strip("│├└─ ").split(" ")[0] for line in (errors.__doc__ or "").splitlines()]
+    drawn = [line for line in lines if isinstance(getattr(errors, line, None), type)]
+    there = [kind.__name__ for kind in all_errors() if kind.__module__ == errors.__name__]
+    assert sorted(drawn) == sorted([*there, "ResiduumError", "Unavailable"])
+
+
+def test_every_error_of_a_request_has_a_row_and_a_code_one_status() -> None:
+    for kind in all_errors():
+        if kind.__module__ in (errors.__name__, types.__name__):
+            assert kind in TABLE, kind
+    for row, other in combinations(TABLE.values(), 2):
+        if row.code and row.code == other.code:
+            assert row[:3] == other[:3]
+
+
+def test_a_derived_error_has_its_bases_row() -> None:
+    class Odd(errors.UnknownModel): ...
+
+    assert row_of(Odd) is TABLE[errors.UnknownModel]
+    assert row_of(ResiduumError) is None
+    assert code_of(Odd("There is none.")) == "unknown_model"
+    assert code_of(ImageError("truncated_image", "It ends too early.")) == "truncated_image"
+    assert code_of(ResiduumError("Something else.")) == ""
 
 
 def test_a_document() -> None:
-    problem = errors.InvalidParameter("top_k", "Too high.", "Lower it.")
+    problem = problem_of(errors.InvalidParameter("top_k", "Too high.", "Lower it."))
     response = problem.response("/classify")
     assert response.status_code == 422
     assert response.media_type == "application/problem+json"
@@ -87,6 +107,29 @@ def test_a_document() -> None:
         "hint": "Lower it.",
         "parameter": "top_k",
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "oip_status", "code", "detail"),
+    [
+        (ImageError("truncated_image", "It ends too early."), 422, 400, "truncated_image", "It ends too"),
+        (ImageTooLong("too_many_bytes", "It is too long."), 413, 413, "too_many_bytes", "It is too long."),
+        (ParameterError("blocks", "None.", "Some."), 422, 422, "invalid_parameter", "None."),
+        (types.QueueFull(1.5), 503, 503, "overloaded", "As many images are waiting as the server takes."),
+        (types.DeadlineMissed(1.5), 503, 503, "deadline", "The images cannot be done before the request's"),
+        (types.BatchFailed("a secret"), 503, 503, "engine_failed", "The engine failed on the batch that"),
+        (types.Paused("a secret"), 503, 503, "engine_failed", "The engine failed and is being rebuilt."),
+        (types.Closed("a secret"), 503, 503, "not_ready", "The server is shutting down."),
+    ],
+)
+def test_errors_of_the_packages_below(
+    error: ResiduumError, status: int, oip_status: int, code: str, detail: str
+) -> None:
+    problem = problem_of(error)
+    assert problem.response("/classify").status_code == problem.document()["status"] == status
+    assert problem.response("/v2/models/m/infer").status_code == oip_status
+    assert problem.code == code
+    assert problem.detail.startswith(detail)
 
 
 def test_the_unforeseen_is_a_500_with_an_id_that_the_log_has(

@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from artifact.image_bytes import ImageError
 from artifact.manifest import read_manifest
-from service.errors import BadImage, Overloaded
+from service.errors import Overloaded
 from service.runtime.cache import ENTRY_BYTES, AnswerCache, digest
 from service.telemetry.metrics import Metrics
 from tests.service.runtime.test_repository import change_manifest
@@ -194,11 +195,11 @@ async def test_the_last_one_who_leaves_ends_the_work_and_the_next_begins_anew() 
 async def test_errors_are_told_to_all_and_never_kept() -> None:
     kitchen = Kitchen()
     kitchen.go_on.clear()
-    kitchen.errors = [BadImage("truncated_image", "It ends early.")]
+    kitchen.errors = [ImageError("truncated_image", "It ends early.")]
     tasks = [await kitchen.ask(A), await kitchen.ask(A)]
     kitchen.go_on.set()
     for task in tasks:
-        assert isinstance(await outcome(task), BadImage)
+        assert isinstance(await outcome(task), ImageError)
     assert await kitchen.get(A) == ("2", False)
 
 

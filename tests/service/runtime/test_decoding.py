@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
+from artifact.image_bytes import ImageTooLong
 from artifact.manifest import Preprocessing
-from artifact.preprocess import Limits
-from service.errors import BadImage, TooManyBytes
+from artifact.preprocess import ImageError, Limits
 from service.runtime.decoding import DecodePool
 from service.telemetry.metrics import Metrics
 
@@ -45,22 +45,22 @@ def test_the_original_is_kept_when_asked_for(pool: DecodePool) -> None:
 
 
 def test_of_several_the_bad_one_is_named(pool: DecodePool) -> None:
-    with pytest.raises(BadImage, match=r"^Image 1: ") as refused:
+    with pytest.raises(ImageError, match=r"^Image 1: ") as refused:
         asyncio.run(pool.preprocess([png(1), b"no image", b""], SPEC))
     assert refused.value.members == {"image_index": 1}
     assert refused.value.code == "unsupported_image"
 
 
 def test_a_single_one_needs_no_name(pool: DecodePool) -> None:
-    with pytest.raises(BadImage) as refused:
+    with pytest.raises(ImageError) as refused:
         asyncio.run(pool.preprocess([png(1, (100, 100))], SPEC))
     assert refused.value.code == "too_many_pixels"
     assert refused.value.members == {}
     assert "Image 0" not in refused.value.detail
 
 
-def test_too_many_bytes_is_413(pool: DecodePool) -> None:
-    with pytest.raises(TooManyBytes):
+def test_too_many_bytes_are_told_apart(pool: DecodePool) -> None:
+    with pytest.raises(ImageTooLong):
         asyncio.run(pool.preprocess([b"x" * 2_001], SPEC))
 
 

@@ -19,8 +19,8 @@ from starlette.types import Message
 
 from service.batching.batcher import Batcher
 from service.batching.scheduler import Scheduler
-from service.batching.types import Runner
-from service.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded
+from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Runner
+from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.http.waiting import while_client_waits
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedModel
@@ -190,28 +190,28 @@ def test_rows_that_cannot_be_done_in_time_are_refused_at_once(serving: Serving) 
     graph = SimpleNamespace(batcher=batcher)
     model = cast(LoadedModel, SimpleNamespace(name="test", graphs={"introspect": graph}))
     serving.execution.check_time(model, "introspect", 5, soon())
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineMissed):
         serving.execution.check_time(model, "introspect", 7, soon())
     batcher.close()
 
 
-def test_the_batchers_refusals_are_problems(
+def test_the_batchers_errors_come_through(
     serving: Serving, model: LoadedModel, batcher: Batcher, gate: Gate
 ) -> None:
     batcher.submit([row(0)])
     assert gate.started.wait(60)
-    with pytest.raises(Overloaded):
+    with pytest.raises(QueueFull):
         asyncio.run(serving.execution.run_rows(model, "classify", [row(1)] * 3, soon()))
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineMissed):
         asyncio.run(serving.execution.run_rows(model, "classify", [row(1)], time.monotonic()))
     gate.go_on.set()
-    with pytest.raises(EngineFailed):
+    with pytest.raises(BatchFailed):
         asyncio.run(serving.execution.run_rows(model, "classify", [row(-1)], soon()))
     batcher.pause()
-    with pytest.raises(EngineFailed):
+    with pytest.raises(Paused):
         asyncio.run(serving.execution.run_rows(model, "classify", [row(1)], soon()))
     batcher.close()
-    with pytest.raises(NotReady):
+    with pytest.raises(Closed):
         asyncio.run(serving.execution.run_rows(model, "classify", [row(1)], soon()))
 
 

@@ -23,8 +23,9 @@ from starlette.types import Message
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import deserialize_bytes_tensor
 
+from artifact.errors import ResiduumError
 from artifact.manifest import Label, Manifest
-from service.errors import InvalidInference, Problem, TooManyBytes, UnsupportedMediaType
+from service.errors import InvalidInference, TooManyBytes, UnsupportedMediaType
 from service.http.oip.body import read_body
 from service.http.oip.records import MAX_JSON_BYTES
 from service.http.oip.request import Inference, elements, parse_inference
@@ -551,7 +552,7 @@ def test_a_body_over_the_limit_is_refused(encoding: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "encoding", "problem"),
+    ("body", "encoding", "error"),
     [
         (b"{}", "br", UnsupportedMediaType),
         (b"{}", "gzip, gzip", UnsupportedMediaType),
@@ -565,7 +566,7 @@ def test_a_body_over_the_limit_is_refused(encoding: str | None) -> None:
         (zlib.compress(b"abc")[:-2], "deflate", InvalidInference),
     ],
 )
-def test_badly_compressed_bodies_are_refused(body: bytes, encoding: str, problem: type[Problem]) -> None:
+def test_badly_compressed_bodies_are_refused(body: bytes, encoding: str, error: type[ResiduumError]) -> None:
     for seed in range(4):
-        with pytest.raises(problem):
+        with pytest.raises(error):
             read(cut(body, seed), encoding)
