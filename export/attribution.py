@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from export.fuse import Affine
 from export.reductions import active
-from models.blocks import BlockTaps, PadChannels, ResidualBlock
+from models.blocks import BlockTaps, ResidualBlock
+from models.layers import PadChannels
 from models.resnet import ResNet
 
 

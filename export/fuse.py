@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.blocks import StochasticDepth
+from models.layers import StochasticDepth
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 _REPLACED = (nn.BatchNorm2d, nn.Dropout, StochasticDepth)

@@ -29,7 +29,7 @@ from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.pixels import normalised
 from models.resnet import ResNet
 from models.statistics import estimate_statistics
-from models.zoo import HIDDEN_WIDTHS, Architecture
+from models.zoo import NUM_CONVS, Architecture
 
 MAX_RATIO = 0.9
 NUM_STATISTICS_IMAGES = 2048  # enough to estimate BatchNorm statistics on
@@ -140,7 +140,7 @@ def check_prunable(spec: Architecture, ratio: float) -> None:
     """Raise PruneError if the ratio is out of range, or a branch has one convolution only."""
     if not 0 <= ratio <= MAX_RATIO:  # nor nan
         raise PruneError(f"a ratio of {ratio:g} cannot be pruned: it must lie in [0, {MAX_RATIO}]")
-    if HIDDEN_WIDTHS[spec.branch] == 0:
+    if NUM_CONVS[spec.branch] == 1:
         raise PruneError(
             f"{spec.name} has one convolution a block: there are no channels between two to prune"
         )

@@ -17,10 +17,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from models.blocks import hidden_channels
 from models.key_map import WeightsError, listed
+from models.layers import hidden_channels
 from models.resnet import ResNet
-from models.zoo import ZOO, Architecture
+from models.zoo import NUM_CONVS, ZOO, Architecture
 
 BLOCK = re.compile(r"stage(\d+)\.(\d+)\.")
 # The weights that `_described` looks at: matrices and convolutions.
@@ -28,8 +28,6 @@ TELLING = re.compile(
     r"(?:(head)|stem\.conv[13]?|stage\d+\.0\.(?:branch\.conv[1-3]|branch\.se\.reduce|shortcut\.conv))\.weight"
 )
 COUNTER = "num_batches_tracked"
-# Convolutions in a branch.
-NUM_CONVS = {"bottleneck": 3, "basic": 2, "dense": 2, "conv": 1}
 Shapes = dict[str, tuple[int, ...]]
 
 

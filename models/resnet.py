@@ -1,6 +1,7 @@
 """Stem, stages and head: any row of the zoo as a network.
 
-It does not know how it is trained or exported, only what it computes and where each block looks.
+The module knows what the network computes and the receptive field of each block. It knows nothing of training
+or export.
 
 Shapes: N batch, C channels, H W space, K classes, L blocks.
 """
@@ -19,19 +20,17 @@ from torch.utils.checkpoint import checkpoint
 
 from artifact.manifest import Block, ReceptiveField, ShortcutKind, Variant
 from models.blocks import (
-    BRANCHES,
     TRANSFORM_BIAS,
     BlockTaps,
     HighwayBlock,
-    PadChannels,
     PlainBlock,
-    Projection,
     ResidualBlock,
     make_block,
-    make_stem,
-    norm_relu,
-    transition,
 )
+from models.branches import BRANCHES
+from models.layers import PadChannels, norm_relu
+from models.shortcuts import Projection
+from models.stems import make_stem, transition
 from models.zoo import Architecture, architecture
 
 INITIALISATIONS: dict[str, Callable[..., Tensor]] = {
@@ -66,15 +65,15 @@ class ResNet(nn.Module):
         for number, depth in enumerate(spec.depths, start=1):
             width = spec.stage_width(number - 1)
             stage: OrderedDict[str, nn.Module] = OrderedDict()
-            strides = 2 if number > 1 else 1
+            first_stride = 2 if number > 1 else 1
             if spec.branch == "dense" and number > 1:
                 stage["transition"] = transition(channels)
-                channels, strides = channels // 2, 1
+                channels, first_stride = channels // 2, 1
             for index in range(depth):
                 hidden = None if spec.hidden is None else spec.hidden[number_of_block]
                 number_of_block += 1
                 drop = spec.stochastic_depth * number_of_block / sum(spec.depths)
-                stride = strides if index == 0 else 1
+                stride = first_stride if index == 0 else 1
                 stage[str(index)] = make_block(spec, channels, width, stride, drop, hidden)
                 channels = BRANCHES[spec.branch].out_channels(channels, width)
             self.add_module(f"stage{number}", nn.Sequential(stage))
@@ -86,13 +85,13 @@ class ResNet(nn.Module):
         return self.spec.variant  # type: ignore[return-value]
 
     def named_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """("stage1.0", block), ... in the order of the data, with ("stage2.transition", ...) where it is."""
+        """Yield ("stage1.0", block), ... in execution order, and ("stage2.transition", ...) if any."""
         for number in range(1, len(self.spec.depths) + 1):
             for name, layer in self.get_submodule(f"stage{number}").named_children():
                 yield f"stage{number}.{name}", layer
 
     def named_blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
-        """("stage1.0", block), ... in the order of the data."""
+        """Yield ("stage1.0", block), ... in execution order."""
         return ((name, layer) for name, layer in self.named_layers() if isinstance(layer, ResidualBlock))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ class ResNet(nn.Module):
     def forward_taps(
         self, x_NCHW: Tensor, gates_NL: Tensor | None = None
     ) -> tuple[Tensor, OrderedDict[str, BlockTaps]]:
-        """Logits [N, K] and every block's parts, by name; `gates` scales each branch (1 leaves it)."""
+        """Return logits [N, K] and every block's taps, by name; `gates` scales each branch (1: unchanged)."""
         taps: OrderedDict[str, BlockTaps] = OrderedDict()
         x_NCHW = self.stem(x_NCHW)
         for name, layer in self.named_layers():
@@ -125,7 +124,7 @@ class ResNet(nn.Module):
     def initialise(
         self, seed: int, zero_init_branch: bool = False, initialisation: str = "he-fan-out"
     ) -> ResNet:
-        """Convolutions by a row of INITIALISATIONS; the head uniform as torch's Linear.
+        """Initialise convolutions by a row of INITIALISATIONS, and the head uniformly as torch's Linear.
 
         With `zero_init_branch` every branch starts at 0, so that every block starts as its shortcut: the last
         BatchNorm's weight (arXiv 1706.02677, section 5.1), in v2 the last convolution's.
@@ -158,7 +157,7 @@ def _run(stage: nn.Sequential, x_NCHW: Tensor) -> Tensor:
 
 
 def _recomputed(stage: nn.Sequential, x_NCHW: Tensor) -> Tensor:
-    """About the square root of a stage's blocks at a time: the least memory (arXiv 1604.06174, section 4)."""
+    """Checkpoint about sqrt(number of blocks) at a time: the least memory (arXiv 1604.06174, section 4)."""
     step = math.isqrt(len(stage))
     for start in range(0, len(stage), step):
         segment = stage[start : start + step]
@@ -170,18 +169,18 @@ def _recomputed(stage: nn.Sequential, x_NCHW: Tensor) -> Tensor:
 def _recomputation_contexts(
     block: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For the forward pass of a checkpointed block, and for doing it again."""
+    """Return the contexts of a checkpointed block's forward pass and of its recomputation."""
     return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """BatchNorm statistics stay as they are: the forward pass has counted this batch already."""
+    """Freeze the BatchNorm statistics: the forward pass has counted this batch already."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # the one that the extra pass counts on
+        norm.num_batches_tracked = norm.num_batches_tracked.clone()  # the recomputation counts in the copy
     try:
         yield
     finally:
@@ -197,7 +196,7 @@ def build(
     initialisation: str = "he-fan-out",
     **changes: object,
 ) -> ResNet:
-    """A freshly initialised network of the zoo's row `name`, with `changes` to the row's fields.
+    """Return a newly initialised network of the zoo's row `name`, with `changes` to the row's fields.
 
     Raises:
         UnknownArchitecture: no such row.
@@ -207,7 +206,7 @@ def build(
 
 
 def shortcut_kind(block: ResidualBlock) -> ShortcutKind:
-    """What kind of path carries x past the branch."""
+    """Return the kind of a block's shortcut."""
     if isinstance(block, PlainBlock):
         return "none"
     if isinstance(block, HighwayBlock):
@@ -219,7 +218,7 @@ def shortcut_kind(block: ResidualBlock) -> ShortcutKind:
 
 @torch.no_grad()
 def describe_blocks(model: ResNet, input_size: int) -> tuple[Block, ...]:
-    """Name, shape, stride and receptive field of every block for square images of `input_size` pixels.
+    """Return name, shape, stride and receptive field of every block, for square images of that size.
 
     The field follows Araujo et al. 2019 (doi 10.23915/distill.00021): through a layer of kernel k,
     stride s and padding p, on a grid of spacing j, the size grows by (k - 1) j, the centre of the

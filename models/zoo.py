@@ -2,7 +2,7 @@
 
 To add one, add a row. `tests/models/test_zoo.py` then builds it, holds its counts against the published ones,
 trains a step, fuses and exports it, and `residuum models --zoo` lists it. A new kind of branch, shortcut or
-stem goes into its table in `models/blocks.py`.
+stem goes into the table of `models/branches.py`, `models/shortcuts.py` or `models/stems.py`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Architecture:
 
     Attributes:
         depths: number of blocks in each stage.
-        branch: a key of `blocks.BRANCHES`.
+        branch: a key of `branches.BRANCHES`.
         variant: a key of `blocks.VARIANTS`.
-        stem: a key of `blocks.STEMS`.
-        shortcut: a key of `blocks.SHORTCUTS`, used where a block changes the shape.
+        stem: a key of `stems.STEMS`.
+        shortcut: a key of `shortcuts.SHORTCUTS`, used where a block changes the shape.
         width: channels of the first stage's branches (of a dense one: its growth rate); each later stage
             doubles them, up to `max_width`.
         stem_width: channels that the stem gives; None: `width`.
@@ -102,11 +102,12 @@ class Architecture:
     def _check_hidden(self, hidden: tuple[tuple[int, ...], ...]) -> None:
         if len(hidden) != sum(self.depths):
             raise ValueError(f"hidden has {len(hidden)} blocks, depths {sum(self.depths)}")
+        num_hidden = NUM_CONVS[self.branch] - 1
         stages = [stage for stage, depth in enumerate(self.depths) for _ in range(depth)]
         for stage, widths in zip(stages, hidden, strict=True):
-            if len(widths) != HIDDEN_WIDTHS[self.branch] or min(widths, default=1) < 1:
+            if len(widths) != num_hidden or min(widths, default=1) < 1:
                 raise ValueError(
-                    f"hidden must have {HIDDEN_WIDTHS[self.branch]} width(s) of 1 or more for every "
+                    f"hidden must have {num_hidden} width(s) of 1 or more for every "
                     f"{self.branch} block, not {widths}"
                 )
             per_group = self.channels_of_group(stage)
@@ -126,8 +127,8 @@ class Architecture:
         return self.variant != "plain"
 
 
-# Between the convolutions of one branch.
-HIDDEN_WIDTHS = {"basic": 1, "bottleneck": 2, "conv": 0, "dense": 1}
+# Convolutions of a branch.
+NUM_CONVS = {"basic": 2, "bottleneck": 3, "conv": 1, "dense": 2}
 
 LAYERS_18 = (2, 2, 2, 2)
 LAYERS_50 = (3, 4, 6, 3)  # 34 too, with two convolutions a block

@@ -15,9 +15,9 @@ from torch import nn
 from export.pipeline import export_artifact
 from export.prune import PruneError, describe_pruned, hidden_widths, kept_channels, prune
 from export.verify import synthetic_images
-from models.blocks import SqueezeExcitation
 from models.checkpoint import CheckpointError, describe_architecture, load_checkpoint, save_checkpoint
 from models.count import count
+from models.layers import SqueezeExcitation
 from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
 from models.statistics import estimate_statistics

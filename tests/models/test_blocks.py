@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks import Projection, SqueezeExcitation, StochasticDepth
+from models.layers import SqueezeExcitation, StochasticDepth
 from models.resnet import ResNet, build, shortcut_kind
+from models.shortcuts import Projection
 from tests.conftest import liven
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.blocks import ResidualBlock, pad, pad_after
+from models.blocks import ResidualBlock
 from models.resnet import ResNet, build, describe_blocks
+from models.shortcuts import pad, pad_after
 from tests.conftest import liven
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.blocks import HighwayBlock, PreActivationBlock, Projection, ResidualBlock
+from models.blocks import HighwayBlock, PreActivationBlock, ResidualBlock
 from models.resnet import ResNet
+from models.shortcuts import Projection
 
 SMALL: dict[str, object] = {"width": 8, "num_classes": 10}
 # Every way that a shortcut can go, behind every stem; branches and depths as small as they can be.
