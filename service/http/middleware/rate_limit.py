@@ -1,17 +1,17 @@
-"""So many requests a second for each key, or for each address where there are no keys.
+"""Limit the requests a second of each key, or of each address where there are no keys.
 
-A token bucket for each caller (pyrate-limiter's, on the monotonic clock), full at first: a burst of one
-second's requests, then the steady rate. A route whose policy is not `limited` is not counted. Each worker
-process counts for itself.
+A caller may send a burst of one second's requests, then requests at the steady rate: a token bucket, kept as
+one number a caller (the generic cell rate algorithm of ATM, ITU-T I.371). A route whose policy is not
+`limited` is not counted. Each worker process counts for itself.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import time
 from math import ceil
 
 from cachetools import LRUCache
-from pyrate_limiter import MonotonicClock, Rate, RateItem, StateBucket, TokenBucket
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,16 +22,16 @@ from service.http.policy import policy_of
 from service.http.problems import refuse
 from service.settings import Settings
 
-MAX_CALLERS = 10_000  # remembered at once; of those that are forgotten, the one longest silent is the first
+MAX_CALLERS = 10_000  # remembered at once; the caller that was silent longest is forgotten first
 MIN_PER_SECOND, MAX_PER_SECOND = 1e-4, 1_000_000
-UNIT = 1000  # pyrate-limiter wants whole numbers: so many requests in so many milliseconds
+SECOND_NS = 1_000_000_000  # whole nanoseconds, so that sums of them are exact
 
 
 def rate_limit(settings: Settings) -> list[Middleware]:
-    """For the application's list; empty without a limit.
+    """Return the step for the application's list; an empty list without a limit.
 
     Raises:
-        SettingsError: nobody can mean such a limit.
+        SettingsError: the limit is out of any sensible range.
     """
     per_second = settings.rate_limit
     if not per_second:
@@ -45,16 +45,15 @@ def rate_limit(settings: Settings) -> list[Middleware]:
 
 
 class RateLimit:
-    """429 with Retry-After for a caller that is too fast; answered before the body is read."""
+    """Answer 429 with Retry-After to a caller that is too fast, before the body is read."""
 
     def __init__(self, app: ASGIApp, per_second: float) -> None:
         self.app = app
         self._per_second = per_second
-        interval_ms = ceil(UNIT * 1000 / per_second)
-        self._rate = Rate(UNIT, interval_ms, burst=max(1, int(per_second)))
-        self._algorithm = TokenBucket()
-        self._clock = MonotonicClock()
-        self._buckets: LRUCache[bytes | str, StateBucket] = LRUCache(MAX_CALLERS)
+        self._interval_ns = ceil(SECOND_NS / per_second)
+        self._burst_ns = (max(1, int(per_second)) - 1) * self._interval_ns
+        self._now_ns = time.monotonic_ns
+        self._full_at_ns: LRUCache[bytes | str, int] = LRUCache(MAX_CALLERS)  # when the bucket is full again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and policy_of(scope).limited:
@@ -66,20 +65,21 @@ class RateLimit:
         await self.app(scope, receive, send)
 
     def _take(self, caller: bytes | str) -> float:
-        """Count a request of this caller's; 0 if it may pass, else the seconds until the next one may."""
-        bucket = self._buckets.get(caller)
-        if bucket is None:
-            bucket = self._buckets[caller] = StateBucket([self._rate], self._algorithm)
-        item = RateItem("request", self._clock.now())
-        if bucket.put(item):
-            return 0.0
-        wait_ms = bucket.waiting(item)
-        assert isinstance(wait_ms, int)  # awaitable only of a bucket outside this process
-        return max(1, wait_ms) / 1000
+        """Count a request if it may pass, and return 0; else return the seconds until one may."""
+        now_ns = self._now_ns()
+        full_at_ns = max(now_ns, self._full_at_ns.get(caller, now_ns))
+        wait_ns = full_at_ns - now_ns - self._burst_ns
+        if wait_ns > 0:
+            return wait_ns / SECOND_NS
+        self._full_at_ns[caller] = full_at_ns + self._interval_ns
+        return 0.0
 
 
 def network_of(client: tuple[str, int] | None) -> str:
-    """Whom an address stands for: an IPv4 address for itself, one of IPv6 for its /64, which one host has."""
+    """Return what is counted as one caller: an IPv4 address, or the /64 of an IPv6 address.
+
+    One host usually has a whole /64.
+    """
     if client is None:
         return ""
     host = client[0]

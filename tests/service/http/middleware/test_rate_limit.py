@@ -19,13 +19,13 @@ from tests.support.live import live_server
 
 
 class Clock:
-    """In milliseconds."""
+    """`time` is in milliseconds."""
 
     def __init__(self) -> None:
         self.time = 5_000_000
 
-    def now(self) -> int:
-        return self.time
+    def now_ns(self) -> int:
+        return self.time * 1_000_000
 
 
 class Limited:
@@ -33,7 +33,8 @@ class Limited:
 
     def __init__(self, per_second: float) -> None:
         self.limit = RateLimit(self._answer, per_second)
-        self.clock = self.limit._clock = Clock()  # type: ignore[assignment]
+        self.clock = Clock()
+        self.limit._now_ns = self.clock.now_ns
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -118,7 +119,7 @@ def test_callers_are_forgotten_when_there_are_too_many() -> None:
     assert limited.statuses(1, caller=b"mine") == [429]  # remembered still, and now the newest
     for number in range(MAX_CALLERS + 100):
         limited.limit._take(f"198.51.100.{number}")
-    assert len(limited.limit._buckets) == MAX_CALLERS
+    assert len(limited.limit._full_at_ns) == MAX_CALLERS
     assert limited.statuses(1, caller=b"mine") == [200]
 
 
