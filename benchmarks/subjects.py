@@ -160,5 +160,5 @@ class Check:
             return {cut.name: cut.normalise(images)}
         gates = np.ones((len(images), len(self._manifest.blocks)), np.float32)
         target = np.full(len(images), TOP_CLASS)
-        offered = {"images": images, "gates": gates, "target": target}
+        offered: Inputs = {"images": images, "gates": gates, "target": target}
         return {tensor.name: offered[tensor.name] for tensor in graph.inputs}

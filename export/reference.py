@@ -21,17 +21,19 @@ from artifact.manifest import PERCENTILES, TOP_CLASS, GraphKind, Manifest, Refer
 from artifact.preprocess import Row
 from engines.engine import EngineOptions
 from engines.registry import open_engine
-from introspection.attribution import LesionLogits, lesion_scalars
+from introspection.attribution import lesion_scalars
+from introspection.digits import significant
+from introspection.graph_inputs import lesion_rows
 from introspection.measure import measure
-from introspection.quantities import FIXED_RANGES, MAP_QUANTITIES, FloatArray
-from introspection.rows import lesion_rows
+from introspection.quantities import LESIONS, MAPS
+from introspection.readings import FloatArray, LesionLogits
 
 NUM_IMAGES = 1000
 # Every block is removed from each of so many images; of a deep network from fewer.
 NUM_LESION_IMAGES, MAX_LESION_ROWS = 128, 2048
 BATCH = 16
 # Maps whose scale is not given by their definition; so many per cent of images are drawn without clipping.
-SCALED = tuple(quantity for quantity in MAP_QUANTITIES if quantity not in FIXED_RANGES)
+SCALED = tuple(name for name, row in MAPS.items() if row.range is None)
 UNCLIPPED = 95
 
 Run = Callable[[Sequence[Row]], Iterator[dict[str, NDArray[Any]]]]
@@ -87,7 +89,8 @@ def _lesions(run: Run, pixels: NDArray[np.uint8], num_blocks: int) -> dict[str, 
     rows = lesion_rows(pixels, np.ones(num_blocks, np.float32), blocks)
     lesions = LesionLogits(blocks, np.stack([outputs["logits"] for outputs in run(rows)]))
     top1 = int(lesions.logits[0].argmax())
-    return lesion_scalars(lesions, num_blocks, top1, top1)
+    scalars = lesion_scalars(lesions, num_blocks, top1, top1)
+    return {f"{LESIONS}.{name}": values_L for name, values_L in scalars.items()}
 
 
 def _note(noted: dict[str, list[FloatArray]], values: Mapping[str, FloatArray]) -> None:
@@ -132,4 +135,4 @@ def _bands(values_NL: FloatArray) -> tuple[tuple[float, float, float] | None, ..
 
 
 def _rounded(values: FloatArray) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]
+    return [significant(value) for value in values]

@@ -1,72 +1,49 @@
-"""Quantities -> the answer of `/introspect`: a JSON document, or the same as NPZ.
+"""What was seen in one image -> the JSON document of `/introspect`.
 
-It knows no HTTP; the command line calls it too. The order of keys is that of docs/introspection.md.
+Knows no HTTP; the command line calls it too. The order of keys is that of docs/introspection.md.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from artifact.manifest import PERCENTILES, Block, Manifest, lens_blocks
 from artifact.postprocess import softmax, top_predictions
-from artifact.preprocess import Preprocessed
 from introspection.attribution import Decomposition
-from introspection.encoding import encode_map
-from introspection.measure import Quantities
-from introspection.quantities import (
-    ATTRIBUTED,
-    LESION,
-    SCALAR_GROUPS,
-    MapEncoding,
-    MapQuantity,
-    reasons_absent,
-    scalar_names,
-    why_absent,
-)
-from introspection.question import Options
-from introspection.rows import Run
-from introspection.scales import block_map, ranges_of_blocks
+from introspection.digits import LOGIT_DIGITS, json_number
+from introspection.encoding import MapEncoding, encode_map
+from introspection.quantities import GROUPS, Group, Member, reasons_absent, why_absent
+from introspection.question import Question
+from introspection.scales import ranges_of_blocks
+from introspection.seen import Seen
 from introspection.usual import outside_band
 
-DIGITS = 5  # significant, of scalars: sums in float32 promise no more
-LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those of /classify
-ASK_FOR_LESIONS = "ask for it with lesion=true"
 NOT_ASKED = "contribution was not asked for"
 NO_LENS = "only blocks whose output has the last block's shape have a lens"
 NO_REFERENCE = "this artifact was exported without validation images"
 
 
-def answer(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    image: Preprocessed,
-    run: Run,
-    encoding: MapEncoding = "u8",
-) -> dict[str, Any]:
+def answer(seen: Seen, question: Question, encoding: MapEncoding = "u8") -> dict[str, Any]:
     """The JSON document of `/introspect`; without NaN, numbers rounded, keys in the contract's order.
 
     Args:
-        encoding: of the maps, where `options` leave it open.
+        encoding: of the maps, where the question leaves it open.
     """
-    chosen = options.encoding or encoding
-    document = _header(quantities, manifest, options, image, run)
-    ranges_B = ranges_of_blocks(quantities, manifest, options)
+    manifest, chosen = seen.manifest, question.encoding or encoding
+    document = _header(seen, question)
+    ranges_B = ranges_of_blocks(seen, question)
     document["blocks"] = [
-        _block(quantities, manifest, options, index, ranges, chosen)
-        for index, ranges in zip(options.blocks, ranges_B, strict=True)
+        _block(seen, question, index, ranges, chosen)
+        for index, ranges in zip(question.blocks, ranges_B, strict=True)
     ]
-    parts = quantities.decomposition if "contribution" in options.groups else None
+    parts = seen.values.decomposition if "contribution" in question.groups else None
     document["decomposition"] = None if parts is None else _decomposition(parts)
-    document["checks"] = _checks(quantities, manifest, run, parts)
+    document["checks"] = _checks(seen, parts)
     document["reference"] = _reference(manifest)
-    document["timing_ms"] = {name: round(ms, 3) for name, ms in run.timing_ms.items()}
-    document["null_reasons"] = _null_reasons(manifest, options, chosen)
+    document["timing_ms"] = {name: round(ms, 3) for name, ms in seen.run.timing_ms.items()}
+    document["null_reasons"] = _null_reasons(manifest, question, chosen)
     return document
 
 
@@ -79,46 +56,43 @@ def to_json(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def predictions(quantities: Quantities, manifest: Manifest, top_k: int) -> list[dict[str, Any]]:
+def predictions(seen: Seen, top_k: int) -> list[dict[str, Any]]:
     """The `top_k` most probable classes, as `/classify` gives them, rounded."""
-    best = top_predictions(quantities.logits_K, manifest.labels, top_k)
+    best = top_predictions(seen.values.logits_K, seen.manifest.labels, top_k)
     return [
         {
             **prediction.model_dump(),
-            "probability": _number(prediction.probability, LOGIT_DIGITS),
-            "logit": _number(prediction.logit, LOGIT_DIGITS),
+            "probability": json_number(prediction.probability, LOGIT_DIGITS),
+            "logit": json_number(prediction.logit, LOGIT_DIGITS),
         }
         for prediction in best
     ]
 
 
-def target_class(quantities: Quantities, manifest: Manifest) -> dict[str, Any]:
+def target_class(seen: Seen) -> dict[str, Any]:
     """The class that contributions are about: its index, label, probability and logit, rounded."""
-    index = quantities.target
+    logits_K, index = seen.values.logits_K, seen.values.target
     return {
         "index": index,
-        "label": manifest.labels[index].label,
-        "probability": _number(softmax(quantities.logits_K)[index], LOGIT_DIGITS),
-        "logit": _number(quantities.logits_K[index], LOGIT_DIGITS),
+        "label": seen.target_label,
+        "probability": json_number(softmax(logits_K)[index], LOGIT_DIGITS),
+        "logit": json_number(logits_K[index], LOGIT_DIGITS),
     }
 
 
-def predictions_with_target(
-    quantities: Quantities, manifest: Manifest, top_k: int, most: int
-) -> list[dict[str, Any]]:
+def predictions_with_target(seen: Seen, top_k: int, most: int) -> list[dict[str, Any]]:
     """The `top_k` most probable classes, then the target if it is none of them; `most` rows at most."""
-    best = predictions(quantities, manifest, min(top_k, most))
-    target = target_class(quantities, manifest)
+    best = predictions(seen, min(top_k, most))
+    target = target_class(seen)
     if any(row["index"] == target["index"] for row in best):
         return best
     return [*best[: most - 1], target]
 
 
-def _header(
-    quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, run: Run
-) -> dict[str, Any]:
+def _header(seen: Seen, question: Question) -> dict[str, Any]:
+    manifest, image, run = seen.manifest, seen.image, seen.run
     crop = manifest.preprocessing.crop
-    target = target_class(quantities, manifest) | {"mode": options.target.mode}
+    target = target_class(seen) | {"mode": question.target.mode}
     return {
         "model": {
             "name": manifest.name,
@@ -134,33 +108,32 @@ def _header(
             "input": [crop, crop],
         },
         "target": {name: target[name] for name in ("index", "label", "mode", "probability", "logit")},
-        "predictions": predictions(quantities, manifest, options.top_k),
-        "gates": [_number(gate, LOGIT_DIGITS) for gate in options.gates_L],
+        "predictions": predictions(seen, question.top_k),
+        "gates": [json_number(gate, LOGIT_DIGITS) for gate in question.gates_L],
     }
 
 
 def _block(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
+    seen: Seen,
+    question: Question,
     index: int,
-    ranges: Mapping[MapQuantity, tuple[float, float]],
+    ranges: Mapping[str, tuple[float, float]],
     encoding: MapEncoding,
 ) -> dict[str, Any]:
-    document = _describe(manifest.blocks[index])
-    for group in options.groups:
-        document[group] = None
-        if not why_absent(group, manifest):
-            document[group] = _group(quantities, manifest, group, index)
-    if options.complete:
-        document.setdefault(LESION, None)
-    document["outside_band"] = outside_band(quantities, manifest, options, index)
+    document = _describe(seen.manifest.blocks[index])
+    for name in question.groups:
+        document[name] = None if why_absent(name, seen.manifest) else _group(seen, GROUPS[name], index)
+    if question.complete:
+        for group in GROUPS.values():
+            if group.reminder:
+                document.setdefault(group.name, None)
+    document["outside_band"] = outside_band(seen, question, index)
     document["maps"] = {}
     if encoding != "none":
-        for quantity in options.maps:
+        for quantity in question.maps:
             document["maps"][quantity] = None
             if quantity in ranges:
-                values = block_map(quantities, manifest, quantity, index)
+                values = seen.block_map(quantity, index)
                 document["maps"][quantity] = encode_map(values, quantity, *ranges[quantity], encoding)
     return document
 
@@ -180,47 +153,55 @@ def _describe(block: Block) -> dict[str, Any]:
     }
 
 
-def _group(
-    quantities: Quantities, manifest: Manifest, group: str, index: int
-) -> dict[str, Any] | float | None:
-    digits = LOGIT_DIGITS if group in ATTRIBUTED else DIGITS
-    values = [_number(quantities.scalars[name][index], digits) for name in scalar_names(group)]
-    members = SCALAR_GROUPS[group]
-    if not members:
-        return values[0]
-    numbers: dict[str, Any] = dict(zip(members, values, strict=True))
-    if group not in quantities.classes:
-        return numbers
-    best = int(quantities.classes[group][index])
-    if best < 0:
-        return None
-    about = {"index": best, "label": manifest.labels[best].label}
-    if group == "lens":
-        return about | numbers
-    about = {"flipped": best != quantities.top1} | about
-    of_target = {name: numbers.pop(name) for name in members if name.startswith("target_")}
-    return numbers | about | of_target
+def _group(seen: Seen, group: Group, index: int) -> Any:
+    """The value of a group in a block: a number, an object, or a list of objects, best first."""
+    values = seen.values
+    if group.ranked:
+        columns = [
+            [_value(member, value, group.digits) for value in values.ranked[group.full_name(member)][index]]
+            for member in group.members
+        ]
+        names = [member.name for member in group.members]
+        return [
+            dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True) if row[0] is not None
+        ]
+    if not group.members[0].name:
+        return json_number(values.scalars[group.name][index], group.digits)
+    found: dict[str, Any] = {}
+    if group.name in values.classes:
+        best = int(values.classes[group.name][index])
+        if best < 0:
+            return None
+        label = seen.manifest.labels[best].label
+        found = {"index": best, "label": label, "flipped": best != values.top1}
+    for member in group.numbers:
+        number = values.scalars[group.full_name(member)][index]
+        found[member.name] = json_number(number, group.digits)
+    return {member.name: found[member.name] for member in group.members}
+
+
+def _value(member: Member, value: float, digits: int) -> float | None:
+    number = json_number(value, digits)
+    return int(value) if member.kind is int and number is not None else number
 
 
 def _decomposition(parts: Decomposition) -> dict[str, float | None]:
-    return {name: _number(value, LOGIT_DIGITS) for name, value in parts._asdict().items()}
+    return {name: json_number(value, LOGIT_DIGITS) for name, value in parts._asdict().items()}
 
 
-def _checks(
-    quantities: Quantities, manifest: Manifest, run: Run, parts: Decomposition | None
-) -> dict[str, float | None]:
+def _checks(seen: Seen, parts: Decomposition | None) -> dict[str, float | None]:
     """How far the figures can be trusted; see docs/introspection.md.
 
     `sum_parity_max_abs` is not of this image: it was measured when the graph was exported, against the source
     network's own sum.
     """
-    graph = manifest.graph("introspect", run.precision)
+    graph = seen.manifest.graph("introspect", seen.run.precision)
     parity = graph.parity.sum_parity_max_abs if graph else None
     return {
-        "sum_parity_max_abs": None if parity is None else _number(parity),
-        "completeness_abs_err": None if parts is None else _number(abs(parts.sum - parts.logit)),
-        "energy_sum_err": _number(quantities.energy_sum_err),
-        "map_scalar_err": _number(quantities.map_scalar_err),
+        "sum_parity_max_abs": None if parity is None else json_number(parity),
+        "completeness_abs_err": None if parts is None else json_number(abs(parts.sum - parts.logit)),
+        "energy_sum_err": json_number(seen.values.energy_sum_err),
+        "map_scalar_err": json_number(seen.values.map_scalar_err),
     }
 
 
@@ -235,26 +216,19 @@ def _reference(manifest: Manifest) -> dict[str, Any] | None:
     }
 
 
-def _null_reasons(manifest: Manifest, options: Options, encoding: MapEncoding) -> dict[str, str]:
+def _null_reasons(manifest: Manifest, question: Question, encoding: MapEncoding) -> dict[str, str]:
     """Why fields of this answer are null in every block: what the artifact lacks, or was not asked for."""
-    asked = {*options.groups, *(options.maps if encoding != "none" else ())}
+    asked = {*question.groups, *(question.maps if encoding != "none" else ())}
     absent = reasons_absent(manifest)
     reasons = {name: why for name, why in absent.items() if name.partition(".")[0] in asked}
-    if options.complete and LESION not in options.groups:
-        reasons[LESION] = ASK_FOR_LESIONS
-    if "lens" in options.groups and not set(options.blocks) & set(lens_blocks(manifest.blocks)):
+    if question.complete:
+        unasked = (group for group in GROUPS.values() if group.name not in question.groups)
+        reasons |= {group.name: group.reminder for group in unasked if group.reminder}
+    if "lens" in question.groups and not set(question.blocks) & set(lens_blocks(manifest.blocks)):
         reasons.setdefault("lens", NO_LENS)
-    contribution = absent.get("contribution") if "contribution" in options.groups else NOT_ASKED
+    contribution = absent.get("contribution") if "contribution" in question.groups else NOT_ASKED
     if contribution:
         reasons |= dict.fromkeys(("decomposition", "checks.completeness_abs_err"), contribution)
     if manifest.reference is None:
         reasons |= dict.fromkeys(("reference", "outside_band"), NO_REFERENCE)
     return reasons
-
-
-def _number(value: float | np.floating[Any], digits: int = DIGITS) -> float | None:
-    """Rounded to significant digits, whole numbers as integers (shorter in JSON); None for NaN."""
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.{digits}g}")
-    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from introspection.quantities import (
-    NULLABLE,
-    SIGNED,
-    FloatArray,
-    MapEncoding,
-    MapQuantity,
-)
+from introspection.quantities import MAPS
+from introspection.readings import FloatArray
 
-# u8 codes of a map: mostly all of them; where 0 is in the middle or null exists the last one is left out or
-# means null, and the 255 that are left put 0 exactly on code 127.
+MapEncoding = Literal["none", "u8", "f16", "f32"]
+
+# A map in u8 uses all codes. If null exists or 0 is in the middle, the last code means null or is unused: the
+# other 255 put 0 exactly on code 127.
 NULL_CODE = 255
 
 _DTYPES: dict[str, np.dtype[Any]] = {"u8": np.dtype("u1"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
@@ -29,7 +26,7 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def encode_map(
-    values_HW: FloatArray, quantity: MapQuantity, vmin: float, vmax: float, encoding: MapEncoding
+    values_HW: FloatArray, quantity: str, vmin: float, vmax: float, encoding: MapEncoding
 ) -> dict[str, Any]:
     """One map of the document.
 
@@ -39,12 +36,13 @@ def encode_map(
     """
     if encoding == "f16" and float(np.nanmax(np.abs(values_HW), initial=0.0)) > _FLOAT16_MAX:
         encoding = "f32"
+    row = MAPS[quantity]
     levels: int | None = None
-    null: int | str | None = "nan" if quantity in NULLABLE else None
+    null: int | str | None = "nan" if row.nullable else None
     if encoding == "u8":
-        null = NULL_CODE if quantity in NULLABLE else None
-        levels = NULL_CODE - 1 if quantity in NULLABLE + SIGNED else NULL_CODE
-        flat = 0.5 if quantity in SIGNED else 0.0
+        null = NULL_CODE if row.nullable else None
+        levels = NULL_CODE - 1 if row.nullable or row.symmetric else NULL_CODE
+        flat = 0.5 if row.symmetric else 0.0
         unit = (values_HW - vmin) / (vmax - vmin) if vmax > vmin else np.full_like(values_HW, flat)
         codes = np.rint(np.clip(unit, 0, 1) * levels)
         values_HW = np.where(np.isnan(codes), NULL_CODE, codes)

@@ -1,178 +1,39 @@
-"""Every quantity: its name, group, range, unit and words, and which variants lack it and why."""
+"""Every quantity is one row: its name, formula, unit, range, words for people, and which variants lack it.
+
+Two tables: `GROUPS` of numbers, one value for each block, and `MAPS`, one value for each position. Documents,
+NPZ, pictures, the terminal, OpenAPI, docs/introspection.md and the page read the rows; none has a list of its
+own. To add a quantity, add its formula (mean_squares.py or attribution.py) and a row here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from artifact.manifest import (
-    Manifest,
-    Variant,
-)
-
-MapQuantity = Literal["residual", "shortcut", "output", "share", "ratio", "cosine", "contribution"]
-MAP_QUANTITIES: tuple[MapQuantity, ...] = get_args(MapQuantity)
-
-# The numbers in groups: heading, then label and name of each scalar, and how it is written.
-SCALAR_ROWS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
-    (
-        "Root mean square",
-        (
-            ("branch F", "rms.residual", ".3f"),
-            ("shortcut s", "rms.shortcut", ".3f"),
-            ("output", "rms.output", ".3f"),
-            ("std of F", "std_residual", ".3f"),
-        ),
-    ),
-    (
-        "F beside s",
-        (
-            ("|F| / |s|", "ratio", ".3f"),
-            ("cosine", "cosine", "+.3f"),
-            ("centred", "cosine_centered", "+.3f"),
-        ),
-    ),
-    (
-        "Parts of u = s + F",
-        (
-            ("share of F", "share.residual", ".3f"),
-            ("energy of F", "energy.residual", ".3f"),
-            ("energy of s", "energy.shortcut", ".3f"),
-            ("cross term", "energy.cross", "+.3f"),
-        ),
-    ),
-    (
-        "What the ReLU does",
-        (
-            ("set to 0", "relu.clip_fraction", ".3f"),
-            ("of energy", "relu.clip_energy", ".3f"),
-            ("erased", "relu.erased", ".3f"),
-            ("written", "relu.written", ".3f"),
-        ),
-    ),
-    (
-        "For: {}",
-        (
-            ("adds, logits", "contribution", "+.2f"),
-            ("lens, logit", "lens.target_logit", ".2f"),
-            ("lens, prob.", "lens.target_probability", ".3f"),
-            ("lens class", "lens.label", ""),
-        ),
-    ),
-    (
-        "Without this block",
-        (
-            ("logit", "lesion.delta_logit", "+.2f"),
-            ("probability", "lesion.delta_probability", "+.3f"),
-            ("KL, nats", "lesion.kl", ".3f"),
-            ("top class", "lesion.label", ""),
-        ),
-    ),
-)
-
+from artifact.manifest import Manifest, Variant
+from introspection import attribution, mean_squares
+from introspection.digits import DIGITS, LOGIT_DIGITS
+from introspection.mean_squares import RATIO_LIMIT
+from introspection.readings import FloatArray, Readings
 
 ColormapName = Literal["viridis", "inferno", "magma", "coolwarm", "jet"]
+# What a group is computed from: either graph, only the attribute graph, or a run without each block.
+Source = Literal["introspect", "attribute", "lesions"]
+Reasons = Mapping[Variant, str]  # why a variant lacks something
 
-
-RATIO_LIMIT = 4.0  # in log2: sixteenfold either way
-
-FIXED_RANGES: dict[MapQuantity, tuple[float, float]] = {
-    "share": (0.0, 1.0),
-    "ratio": (-RATIO_LIMIT, RATIO_LIMIT),
-    "cosine": (-1.0, 1.0),
-}
-NULLABLE: tuple[MapQuantity, ...] = ("cosine",)
-SIGNED: tuple[MapQuantity, ...] = ("contribution",)  # from -vmax to vmax
-FloatArray = NDArray[np.float64]
-
-
-# A group of scalars in the answer and its members; a group without members is a number by itself.
-SCALAR_GROUPS: dict[str, tuple[str, ...]] = {
-    "rms": ("residual", "shortcut", "output"),
-    "std_residual": (),
-    "ratio": (),
-    "cosine": (),
-    "cosine_centered": (),
-    "energy": ("residual", "shortcut", "cross"),
-    "share": ("residual", "shortcut"),
-    "relu": ("clip_fraction", "clip_energy", "erased", "written"),
-    "contribution": (),
-    "lens": ("probability", "target_probability", "target_logit"),
-    "lesion": (
-        "delta_logit",
-        "delta_probability",
-        "kl",
-        "target_delta_logit",
-        "target_delta_probability",
-    ),
-}
-# What only the attribute graph gives.
-ATTRIBUTED = ("contribution", "lens")
-
-# What does not exist for a variant, and why: maps, scalar groups and single members of these.
 NO_SHORTCUT = "a plain network has no shortcut"
 NO_RELU = "no ReLU follows the addition"
 NOT_DIRECT = "without shortcuts nothing but the last block reaches the head directly"
 NOT_LINEAR = "the shortcuts are gated: the logit is not linear in the branches"
 NOT_EXPORTED = "this artifact was exported without it: export it again"
-ABSENT: dict[Variant, dict[str, str]] = {
-    "v1": {},
-    "v2": {"relu": NO_RELU},
-    "highway": {"relu": NO_RELU, "contribution": NOT_LINEAR},
-    "plain": dict.fromkeys(
-        (
-            "rms.shortcut",
-            "ratio",
-            "cosine",
-            "cosine_centered",
-            "energy",
-            "share",
-            "relu.erased",
-            "relu.written",
-            "shortcut",
-        ),
-        NO_SHORTCUT,
-    )
-    | {"contribution": NOT_DIRECT},
-}
 
+IN_PLAIN: Reasons = {"plain": NO_SHORTCUT}
 
-def reasons_absent(manifest: Manifest) -> dict[str, str]:
-    """What does not exist for an artifact, and why: maps, scalar groups and members (`rms.shortcut`)."""
-    old = manifest.graph("attribute") is None
-    return (dict.fromkeys(ATTRIBUTED, NOT_EXPORTED) if old else {}) | ABSENT[manifest.variant]
-
-
-def why_absent(quantity: str, manifest: Manifest) -> str | None:
-    """Why a map, a scalar group or a member does not exist for an artifact; None: it does."""
-    reasons = reasons_absent(manifest)
-    return reasons.get(quantity) or reasons.get(quantity.partition(".")[0])
-
-
-# In the reference these are of every image's most probable class, and say nothing about another one.
-OF_TOP_CLASS = (
-    "contribution",
-    "lens.target_probability",
-    "lens.target_logit",
-    "lesion.target_delta_logit",
-    "lesion.target_delta_probability",
-)
-
-
-def scalar_names(group: str) -> list[str]:
-    """The names in `Quantities.scalars` of a group of SCALAR_GROUPS."""
-    return [f"{group}.{member}" for member in SCALAR_GROUPS[group]] or [group]
-
-
-LESION = "lesion"  # the one group of scalars that must be asked for
-
-MapEncoding = Literal["none", "u8", "f16", "f32"]
-Scale = Literal["image", "stage", "reference"]
 ACTIVATION = "RMS, in activation units"
-
 OUTPUTS: dict[Variant, str] = {
     "v1": "ReLU(shortcut s + residual branch F)",
     "v2": "shortcut s + residual branch F",
@@ -181,91 +42,730 @@ OUTPUTS: dict[Variant, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a map is shown. `scalar` is the number over each tile, `word` its name there, `digits` its format.
+class Drawn(NamedTuple):
+    """A line in the picture of one block: heading, place below it, label, and the number's format.
 
-    `brief` says in half a line what `legend` says in two.
+    A `{}` in the heading is the label of the target.
     """
 
-    title: str
-    brief: str
-    legend: str
-    unit: str
-    colormap: ColormapName
-    scalar: str
-    word: str
+    heading: str
+    line: int
+    label: str
     digits: str = ".3f"
 
 
-STYLES: dict[MapQuantity, Style] = {
-    "residual": Style(
-        "Residual branch",
-        "F: what the block computes",
-        "Size of what the residual branch F gives at each place: root mean square over its channels.",
-        ACTIVATION,
-        "viridis",
-        "rms.residual",
+class Look(NamedTuple):
+    """A column of the terminal's tables.
+
+    Attributes:
+        heading, digits: the column's heading, and the format of its numbers.
+        whole: the value of a full bar; None: the largest absolute value in the table; 0: no bar.
+        signed: the bar starts in the middle of its cell and goes right or left.
+        short: the heading in a narrow terminal.
+        minor: omit the bar in a narrow terminal.
+    """
+
+    heading: str
+    digits: str = ".3g"
+    whole: float | None = 0
+    signed: bool = False
+    short: str = ""
+    minor: bool = False
+
+
+@dataclass(frozen=True)
+class Member:
+    """One value of a group for each block.
+
+    Attributes:
+        name: within the group; empty where the group is a number by itself.
+        title, sentence, caution: its name, what it means, and what it does not mean.
+        digits: on the page, after the point; of percent where `percent` is true.
+        signed: numbers carry their sign, and 0 is the middle of the scale.
+        kind: float, or what else the document holds.
+        optional: it may be null where the group is not.
+        of_target: about the target. The reference has this of the top class of every image, so that it says
+            nothing about another class.
+        lacking: the variants that have the group but not this.
+        drawn, look: None: pictures do not show it; the terminal shows it under its name.
+    """
+
+    name: str
+    title: str
+    sentence: str
+    caution: str = ""
+    unit: str = ""
+    digits: int = 3
+    percent: bool = False
+    signed: bool = False
+    kind: type[float] | type[int] | type[str] | type[bool] = float
+    optional: bool = True
+    of_target: bool = False
+    lacking: Reasons = field(default_factory=dict)
+    drawn: Drawn | None = None
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Numbers of every block that are asked for under one name.
+
+    Attributes:
+        name: in `quantities=` and in the document.
+        section: the heading of its numbers on the page.
+        formula: gives the members, [L] each; or [L, R], best first, where the group is `ranked`.
+        members: in the document's order.
+        written, meaning: the formula and what it says, in Markdown, for docs/introspection.md and OpenAPI.
+        source: what it is computed from; `output`: the output of the attribute graph that it needs.
+        digits: significant, in the document.
+        lacking: the variants that do not have it.
+        on_request: it is answered only if named. `reminder` says so in answers that leave nothing else out.
+        ranked: the document has a list of R objects for each block instead of one object.
+        line: what the terminal says of a block's object; `heading`: of that column; `note`: what that means.
+            The terminal then has no columns for members that `line` tells.
+    """
+
+    name: str
+    section: str
+    formula: Callable[[Readings], Mapping[str, NDArray[Any]]]
+    members: tuple[Member, ...]
+    written: str
+    meaning: str
+    source: Source = "introspect"
+    output: str = ""
+    digits: int = DIGITS
+    lacking: Reasons = field(default_factory=dict)
+    on_request: bool = False
+    reminder: str = ""
+    ranked: bool = False
+    line: Callable[[Any], str] | None = None
+    heading: str = ""
+    note: str = ""
+
+    def full_name(self, member: Member) -> str:
+        """The name of a member in the answer, as `rms.residual`."""
+        return f"{self.name}.{member.name}" if member.name else self.name
+
+    @property
+    def numbers(self) -> tuple[Member, ...]:
+        """The members that are one number for each block."""
+        return () if self.ranked else tuple(member for member in self.members if member.kind is float)
+
+
+@dataclass(frozen=True)
+class Map:
+    """One value for every position of every block.
+
+    Attributes:
+        formula: gives [P].
+        number: the number of a whole block that goes with the map. A variant or an artifact that lacks the
+            number lacks the map. `word` and `short` name it in pictures and on the page.
+        title, unit: `title_for` instead of `title` where the class of the answer can be named.
+        brief, legend: what it shows, in half a line and in two; for pictures.
+        sentence, caution: what it means and what it does not mean, for the page; `of_variant` in networks of
+            another kind.
+        written, bounds: the formula and the range in Markdown, for docs/introspection.md.
+        range: fixed by its definition; None: 0, or minus the largest value, to the largest value.
+        diverging: 0 is the middle of the scale.
+        nullable: single positions can be null.
+        digits, percent: of its numbers on the page.
+        ends: what the least and the largest value mean.
+    """
+
+    name: str
+    formula: Callable[[Readings], FloatArray]
+    number: str
+    word: str
+    short: str
+    title: str
+    unit: str
+    brief: str
+    legend: str
+    sentence: str
+    caution: str
+    written: str
+    bounds: str
+    ends: tuple[str, str]
+    title_for: str = ""
+    range: tuple[float, float] | None = None
+    diverging: bool = False
+    nullable: bool = False
+    digits: int = 2
+    percent: bool = False
+    of_variant: Mapping[Variant, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def colormap(self) -> ColormapName:
+        return "coolwarm" if self.diverging else "viridis"
+
+    @property
+    def symmetric(self) -> bool:
+        """Its scale goes from minus the largest value to the largest value."""
+        return self.diverging and self.range is None
+
+
+def _percent(name: str, title: str, sentence: str, **more: Any) -> Member:
+    return Member(name, title, sentence, unit="%", digits=1, percent=True, **more)
+
+
+SIZES, AGAINST, PARTS = "Root mean square", "F beside s", "Parts of u = s + F"
+RELU, TOWARDS, WITHOUT = "What the ReLU does", "For: {}", "Without this block"
+BIASED = "A shortcut from a ReLU is never negative, which biases it."
+
+_GROUPS = (
+    Group(
         "rms",
+        "Sizes",
+        mean_squares.rms,
+        (
+            Member(
+                "residual",
+                "Size of the branch F",
+                "Root mean square of what the branch adds.",
+                unit="RMS",
+                optional=False,
+                drawn=Drawn(SIZES, 0, "branch F"),
+            ),
+            Member(
+                "shortcut",
+                "Size of the shortcut s",
+                "Root mean square of what it carries.",
+                unit="RMS",
+                lacking=IN_PLAIN,
+                drawn=Drawn(SIZES, 1, "shortcut s"),
+            ),
+            Member(
+                "output",
+                "Size of the output",
+                "Root mean square of what the block hands on.",
+                unit="RMS",
+                optional=False,
+                drawn=Drawn(SIZES, 2, "output"),
+            ),
+        ),
+        written="root mean square of F, s, y",
+        meaning="how large",
     ),
-    "shortcut": Style(
-        "Shortcut",
-        "s: what is carried past the branch",
-        "Size of what the shortcut s carries past the branch: root mean square over its channels.",
-        ACTIVATION,
-        "viridis",
-        "rms.shortcut",
-        "rms",
+    Group(
+        "std_residual",
+        "Sizes",
+        mean_squares.std_residual,
+        (
+            Member(
+                "",
+                "Layer response",
+                "Standard deviation of F, as He et al. 2016 plot it.",
+                unit="std",
+                drawn=Drawn(SIZES, 3, "std of F"),
+            ),
+        ),
+        written="√(E[F²] − E[F]²)",
+        meaning="the layer response of He et al. 2016, figure 7",
     ),
-    "output": Style(
-        "Output",
-        "what the block hands on",
-        "Size of what the block hands on: root mean square over its channels.",
-        ACTIVATION,
-        "viridis",
-        "rms.output",
-        "rms",
-    ),
-    "share": Style(
-        "Share",
-        "0 = shortcut only, 1 = branch only",
-        "Share of the block's output energy written by the residual branch, F^2 / (F^2 + s^2): "
-        "0 = shortcut only, 1 = branch only. The number is the whole block's <F, u> / <u, u>; u = s + F.",
-        "share of energy",
-        "viridis",
-        "share.residual",
-        "share",
-    ),
-    "ratio": Style(
-        "Ratio",
-        "0 = equal, 1 = F is twice s, -1 = half",
-        "How much larger the residual branch is than the shortcut, in powers of two: 0 = equal, 1 = twice, "
-        "-1 = half; cut off at 4 either way.",
-        "log2 of |F| / |s|",
-        "coolwarm",
+    Group(
         "ratio",
-        "|F| / |s|",
+        "Branch against shortcut",
+        mean_squares.ratio,
+        (
+            Member(
+                "",
+                "Ratio |F| / |s|",
+                "How much the block changes what it was given: the branch’s norm over the shortcut’s.",
+                "A block that changes much need not matter much.",
+                drawn=Drawn(AGAINST, 0, "|F| / |s|"),
+                look=Look("|F|/|s|", ".2f", None, minor=True),
+            ),
+        ),
+        written="‖F‖ / ‖s‖",
+        meaning="how much the block changes what it was given (Jastrzębski et al. 2018)",
+        lacking=IN_PLAIN,
     ),
-    "cosine": Style(
-        "Cosine",
-        "1 = F strengthens s, -1 = takes it away",
-        "Whether the residual branch goes the shortcut's way: 1 = it strengthens what is there, "
-        "0 = it adds something else, -1 = it takes away. Hatched: one of the two is too small to tell.",
-        "cosine of F and s",
-        "coolwarm",
+    Group(
         "cosine",
-        "cosine",
-        "+.3f",
+        "Branch against shortcut",
+        mean_squares.cosine,
+        (
+            Member(
+                "",
+                "Cosine of F and s",
+                "Does the branch agree with the shortcut (+), turn from it (0) or undo it (−)?",
+                BIASED,
+                signed=True,
+                drawn=Drawn(AGAINST, 1, "cosine", "+.3f"),
+                look=Look("cosine", "+.2f", 1, signed=True, minor=True),
+            ),
+        ),
+        written="⟨F, s⟩ / ‖F‖‖s‖",
+        meaning="whether the branch strengthens the shortcut (1), is orthogonal to it (0) or opposes it "
+        "(−1). A v1 identity shortcut is never negative, which biases `cosine`",
+        lacking=IN_PLAIN,
     ),
-    "contribution": Style(
-        "Contribution",
-        "above 0 = for the class, below = against",
-        "What each place of the block adds to the class's logit directly, past all later branches: above "
-        "0 for the class, below 0 against it. The number is the sum of the cells.",
-        "logits, each cell",
-        "coolwarm",
-        "contribution",
+    Group(
+        "cosine_centered",
+        "Branch against shortcut",
+        mean_squares.cosine_centered,
+        (
+            Member(
+                "",
+                "Cosine, centred",
+                "The cosine after each channel’s mean over places is taken off F and s.",
+                "It compares patterns over places, not levels.",
+                signed=True,
+                drawn=Drawn(AGAINST, 2, "centred", "+.3f"),
+                look=Look("centred", "+.2f", 1, signed=True, minor=True),
+            ),
+        ),
+        written="the cosine after subtracting each channel's mean over positions from F and s",
+        meaning="the same for patterns over positions, without the bias of levels",
+        lacking=IN_PLAIN,
+    ),
+    Group(
+        "energy",
+        "Energy",
+        mean_squares.energy,
+        (
+            _percent(
+                "residual",
+                "Energy of the branch",
+                "‖F‖² over ‖u‖²; passes 100 % when F and s cancel.",
+                drawn=Drawn(PARTS, 1, "energy of F"),
+            ),
+            _percent(
+                "shortcut",
+                "Energy of the shortcut",
+                "‖s‖² over ‖u‖².",
+                drawn=Drawn(PARTS, 2, "energy of s"),
+            ),
+            _percent(
+                "cross",
+                "Energy in common",
+                "2⟨F, s⟩ over ‖u‖²: what agreement adds, or cancelling takes; the three energies sum to "
+                "100 %.",
+                signed=True,
+                drawn=Drawn(PARTS, 3, "cross term", "+.3f"),
+            ),
+        ),
+        written="‖F‖², ‖s‖², 2⟨F, s⟩, each over ‖u‖²",
+        meaning="sum to 1; the first can pass 1 when F and s cancel",
+        lacking=IN_PLAIN,
+    ),
+    Group(
+        "share",
+        "Branch against shortcut",
+        mean_squares.share,
+        (
+            _percent(
+                "residual",
+                "Share of the branch",
+                "The branch’s part of what left the addition, ⟨F, u⟩ / ⟨u, u⟩; negative where the branch "
+                "works against the sum.",
+                caution="It is not importance: later blocks may ignore what was written.",
+                drawn=Drawn(PARTS, 0, "share of F"),
+                look=Look("share", ".2f", 1),
+            ),
+            _percent(
+                "shortcut",
+                "Share of the shortcut",
+                "What the branch’s share leaves: both sum to 100 %.",
+            ),
+        ),
+        written="⟨F, u⟩ and ⟨s, u⟩ over ‖u‖²",
+        meaning='sum to 1: the safe "fraction of the output"; negative where the branch works against the '
         "sum",
-        "+.2f",
+        lacking=IN_PLAIN,
     ),
+    Group(
+        "relu",
+        "ReLU",
+        mean_squares.relu,
+        (
+            _percent(
+                "clip_fraction",
+                "Set to 0 by the ReLU",
+                "How many values of the sum the ReLU sets to 0.",
+                optional=False,
+                drawn=Drawn(RELU, 0, "set to 0"),
+                look=Look("clipped", ".2f", 1),
+            ),
+            _percent(
+                "clip_energy",
+                "Energy lost in the ReLU",
+                "The same by energy.",
+                drawn=Drawn(RELU, 1, "of energy"),
+            ),
+            _percent(
+                "erased",
+                "Switched off",
+                "Values that the shortcut had and the branch took below 0.",
+                lacking=IN_PLAIN,
+                drawn=Drawn(RELU, 2, "erased"),
+            ),
+            _percent(
+                "written",
+                "Switched on",
+                "Values that the shortcut had not and the branch brought above 0.",
+                lacking=IN_PLAIN,
+                drawn=Drawn(RELU, 3, "written"),
+            ),
+        ),
+        written="mean[u ≤ 0]; ‖min(u, 0)‖² / ‖u‖²; mean[s > 0 and u ≤ 0]; mean[s ≤ 0 and u > 0]",
+        meaning="how much of the sum the ReLU sets to 0, by count and by energy; the fraction of units that "
+        "the branch switched off, and on",
+        lacking={"v2": NO_RELU, "highway": NO_RELU},
+    ),
+    Group(
+        "contribution",
+        "Towards the answer",
+        attribution.contribution,
+        (
+            Member(
+                "",
+                "Contribution",
+                "What the branch adds directly to the chosen class’s logit.",
+                "What later blocks make of the branch is not in it.",
+                unit="logits",
+                signed=True,
+                of_target=True,
+                drawn=Drawn(TOWARDS, 0, "adds, logits", "+.2f"),
+                look=Look("contribution", "+.2f", None, signed=True, short="contrib"),
+            ),
+        ),
+        written="see [contributions](#contributions)",
+        meaning="what the branch adds directly to the target's logit",
+        source="attribute",
+        output="contributions",
+        digits=LOGIT_DIGITS,
+        lacking={"highway": NOT_LINEAR, "plain": NOT_DIRECT},
+    ),
+    Group(
+        "lens",
+        "Towards the answer",
+        attribution.lens,
+        (
+            Member("index", "", "The most probable class at the block.", kind=int, optional=False),
+            Member(
+                "label",
+                "",
+                "Its label.",
+                kind=str,
+                optional=False,
+                drawn=Drawn(TOWARDS, 3, "lens class", ""),
+            ),
+            _percent(
+                "probability",
+                "Lens: most probable class",
+                "The top probability, had the network stopped here.",
+                optional=False,
+            ),
+            _percent(
+                "target_probability",
+                "Lens: chosen class",
+                "The chosen class’s probability, had the network stopped here.",
+                optional=False,
+                of_target=True,
+                drawn=Drawn(TOWARDS, 2, "lens, prob."),
+                look=Look("lens", ".2f", 1),
+            ),
+            Member(
+                "target_logit",
+                "Lens: chosen class’s logit",
+                "The chosen class’s logit, had the network stopped here.",
+                unit="logits",
+                signed=True,
+                optional=False,
+                of_target=True,
+                drawn=Drawn(TOWARDS, 1, "lens, logit", ".2f"),
+            ),
+        ),
+        written="see [lens](#lens)",
+        meaning="the answer if the network ended after this block",
+        source="attribute",
+        output="lens",
+        digits=LOGIT_DIGITS,
+        line=lambda lens: f"{100 * lens['probability']:3.0f} % {lens['label']}",
+        heading="lens",
+        note="lens: the answer, had the network stopped after the block",
+    ),
+    Group(
+        "lesion",
+        "Without the block",
+        attribution.lesion,
+        (
+            Member(
+                "delta_logit",
+                "Without it: top logit",
+                "How the original top class’s logit changes when the block is removed; negative: the block "
+                "supported it.",
+                unit="logits",
+                signed=True,
+                optional=False,
+                drawn=Drawn(WITHOUT, 0, "logit", "+.2f"),
+                look=Look("without it", "+.2f", None, signed=True, short="without"),
+            ),
+            _percent(
+                "delta_probability",
+                "Without it: top probability",
+                "The same of its probability.",
+                signed=True,
+                optional=False,
+                drawn=Drawn(WITHOUT, 1, "probability", "+.3f"),
+            ),
+            Member(
+                "kl",
+                "Without it: KL",
+                "How far the whole answer moves: KL(p ‖ p without the block).",
+                unit="nats",
+                digits=4,
+                optional=False,
+                drawn=Drawn(WITHOUT, 2, "KL, nats"),
+                look=Look("KL", ".2f", None),
+            ),
+            Member(
+                "flipped",
+                "",
+                "Another class is the most probable one without the block.",
+                kind=bool,
+                optional=False,
+            ),
+            Member("index", "", "The most probable class without the block.", kind=int, optional=False),
+            Member(
+                "label",
+                "",
+                "Its label.",
+                kind=str,
+                optional=False,
+                drawn=Drawn(WITHOUT, 3, "top class", ""),
+            ),
+            Member(
+                "target_delta_logit",
+                "Without it: chosen logit",
+                "How the chosen class’s logit changes when the block is removed.",
+                unit="logits",
+                signed=True,
+                optional=False,
+                of_target=True,
+                look=Look("without it", "+.2f", None, signed=True, short="without"),
+            ),
+            _percent(
+                "target_delta_probability",
+                "Without it: chosen probability",
+                "The same of its probability.",
+                signed=True,
+                optional=False,
+                of_target=True,
+            ),
+        ),
+        written="see [lesions](#lesions)",
+        meaning="how the answer changes without the block's branch",
+        source="lesions",
+        on_request=True,
+        reminder="ask for it with lesion=true",
+        line=lambda lesion: lesion["label"] if lesion["flipped"] else "",
+        heading="flips to",
+        note="without it: how the top class's logit changes when the block's branch is removed",
+    ),
+)
+
+_MAPS = (
+    Map(
+        "residual",
+        mean_squares.residual_map,
+        number="rms.residual",
+        word="rms",
+        short="F",
+        title="Residual branch",
+        unit=ACTIVATION,
+        brief="F: what the block computes",
+        legend="Size of what the residual branch F gives at each place: root mean square over its channels.",
+        sentence="How large what the residual branch F adds is at each place: root mean square over "
+        "channels.",
+        caution="Size says nothing of direction: a large addition may cancel what the shortcut carries.",
+        written="M_F = √(Σ_c F_c² / C)",
+        bounds="0 to the declared `vmax`",
+        ends=("nothing", "most"),
+        of_variant={
+            "plain": (
+                "How large what the block computes is at each place: root mean square over channels.",
+                "Bright places are active, not necessarily relevant for the label.",
+            )
+        },
+    ),
+    Map(
+        "shortcut",
+        mean_squares.shortcut_map,
+        number="rms.shortcut",
+        word="rms",
+        short="s",
+        title="Shortcut",
+        unit=ACTIVATION,
+        brief="s: what is carried past the branch",
+        legend="Size of what the shortcut s carries past the branch: root mean square over its channels.",
+        sentence="How large what the shortcut s carries past the branch is: root mean square over channels.",
+        caution="It holds everything that earlier blocks wrote, not the photograph itself.",
+        written="M_s = √(Σ_c s_c² / C)",
+        bounds="0 to the declared `vmax`",
+        ends=("nothing", "most"),
+    ),
+    Map(
+        "output",
+        mean_squares.output_map,
+        number="rms.output",
+        word="rms",
+        short="y",
+        title="Output",
+        unit=ACTIVATION,
+        brief="what the block hands on",
+        legend="Size of what the block hands on: root mean square over its channels.",
+        sentence="How large what the block hands on is: root mean square over channels.",
+        caution="Bright places are active, not necessarily relevant for the label.",
+        written="M_y = √(Σ_c y_c² / C)",
+        bounds="0 to the declared `vmax`",
+        ends=("nothing", "most"),
+    ),
+    Map(
+        "share",
+        mean_squares.share_map,
+        number="share.residual",
+        word="share",
+        short="branch",
+        title="Share",
+        unit="share of energy",
+        brief="0 = shortcut only, 1 = branch only",
+        legend="Share of the block's output energy written by the residual branch, F^2 / (F^2 + s^2): "
+        "0 = shortcut only, 1 = branch only. The number is the whole block's <F, u> / <u, u>; u = s + F.",
+        sentence="Branch against shortcut at each place, by energy: F² / (F² + s²). The number below is the "
+        "whole block’s part of the sum, which also counts direction (it can be negative or above 100 %).",
+        caution="A large share is not importance: later blocks may ignore what was written.",
+        written="M_F² / (M_F² + M_s²), 0.5 where both are 0",
+        bounds="0 to 1",
+        ends=("shortcut only", "branch only"),
+        range=(0.0, 1.0),
+        digits=0,
+        percent=True,
+    ),
+    Map(
+        "ratio",
+        mean_squares.ratio_map,
+        number="ratio",
+        word="|F| / |s|",
+        short="|F| / |s|",
+        title="Ratio",
+        unit="log2 of |F| / |s|",
+        brief="0 = equal, 1 = F is twice s, -1 = half",
+        legend="How much larger the residual branch is than the shortcut, in powers of two: 0 = equal, "
+        "1 = twice, -1 = half; cut off at 4 either way.",
+        sentence="How many times larger the branch is than the shortcut, in powers of two: 0 is equal, "
+        "+1 twice. The number below is the whole block’s, and plain: 1 is equal, 2 twice.",
+        caution="It compares sizes only, and is cut off at sixteenfold.",
+        written="log2((M_F + ε) / (M_s + ε)), ε = 1e-6 RMS(u)",
+        bounds="−4 to 4, clipped",
+        ends=("shortcut larger", "branch larger"),
+        range=(-RATIO_LIMIT, RATIO_LIMIT),
+        diverging=True,
+    ),
+    Map(
+        "cosine",
+        mean_squares.cosine_map,
+        number="cosine",
+        word="cosine",
+        short="cosine",
+        title="Cosine",
+        unit="cosine of F and s",
+        brief="1 = F strengthens s, -1 = takes it away",
+        legend="Whether the residual branch goes the shortcut's way: 1 = it strengthens what is there, "
+        "0 = it adds something else, -1 = it takes away. Hatched: one of the two is too small to tell.",
+        sentence="Whether the branch goes the shortcut’s way: +1 strengthens what is there, 0 adds something "
+        "else, −1 takes it away.",
+        caution="A shortcut that comes from a ReLU is never negative, which biases it. Hatched: too small to "
+        "tell.",
+        written="⟨F, s⟩ / (M_F M_s C) at the position",
+        bounds="−1 to 1; null where F or s is too small for a reliable value",
+        ends=("takes away", "strengthens"),
+        range=(-1.0, 1.0),
+        diverging=True,
+        nullable=True,
+    ),
+    Map(
+        "contribution",
+        attribution.contribution_map,
+        number="contribution",
+        word="sum",
+        short="adds",
+        title="Contribution",
+        title_for="Contribution to: {}",
+        unit="logits, each cell",
+        brief="above 0 = for the class, below = against",
+        legend="What each place of the block adds to the class's logit directly, past all later branches: "
+        "above 0 for the class, below 0 against it. The number is the sum of the cells.",
+        sentence="What the branch adds directly to the logit of the chosen class, place by place; a block’s "
+        "places sum to its contribution.",
+        caution="Only the direct path: what later blocks make of it is not counted. The lesions count that.",
+        written="Σ_c gradient × F at the position, in logits: the cells sum to the scalar",
+        bounds="−`vmax` to `vmax`, so that in `u8` 0 is exactly code 127 of 254 levels",
+        ends=("against the class", "for the class"),
+        diverging=True,
+        digits=5,
+    ),
+)
+
+GROUPS: dict[str, Group] = {group.name: group for group in _GROUPS}
+MAPS: dict[str, Map] = {row.name: row for row in _MAPS}
+NUMBERS: dict[str, tuple[Group, Member]] = {
+    group.full_name(member): (group, member) for group in _GROUPS for member in group.numbers
 }
+LESIONS = next(group.name for group in _GROUPS if group.source == "lesions")
+
+
+def group_of(quantity: str) -> Group:
+    """The group that a map, a group or a member (`rms.shortcut`) belongs to."""
+    name = MAPS[quantity].number if quantity in MAPS else quantity
+    return GROUPS[name.partition(".")[0]]
+
+
+def scalar_names(group: str) -> list[str]:
+    """The names of a group's numbers, such as `rms.residual`."""
+    return [GROUPS[group].full_name(member) for member in GROUPS[group].numbers]
+
+
+@cache
+def lacking(variant: Variant) -> dict[str, str]:
+    """What does not exist for a variant, and why: groups, members (`rms.shortcut`) and maps."""
+    reasons: dict[str, str] = {}
+    for group in GROUPS.values():
+        if group.source == "introspect":
+            reasons |= _lacking(group, variant)
+    for row in MAPS.values():
+        group, member = NUMBERS[row.number]
+        why = group.lacking.get(variant) or member.lacking.get(variant)
+        if why and group.source == "introspect":
+            reasons[row.name] = why
+    for group in GROUPS.values():
+        if group.source != "introspect":
+            reasons |= _lacking(group, variant)
+    return reasons
+
+
+def _lacking(group: Group, variant: Variant) -> Iterator[tuple[str, str]]:
+    if variant in group.lacking:
+        yield group.name, group.lacking[variant]
+    for member in group.members:
+        if variant in member.lacking:
+            yield group.full_name(member), member.lacking[variant]
+
+
+def reasons_absent(manifest: Manifest) -> dict[str, str]:
+    """What does not exist for an artifact, and why: groups, members (`rms.shortcut`) and maps."""
+    graph, of_variant = manifest.graph("attribute"), lacking(manifest.variant)
+    outputs = {"", *(tensor.name for tensor in graph.outputs)} if graph else {""}
+    missing = [
+        group.name
+        for group in GROUPS.values()
+        if group.output not in outputs and group.name not in of_variant
+    ]
+    return dict.fromkeys(missing, NOT_EXPORTED) | of_variant
+
+
+def why_absent(quantity: str, manifest: Manifest) -> str | None:
+    """Why a map, a group or a member does not exist for an artifact; None: it does."""
+    reasons = reasons_absent(manifest)
+    return reasons.get(quantity) or reasons.get(quantity.partition(".")[0])

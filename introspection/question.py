@@ -1,14 +1,14 @@
 """The question put to `/introspect`: its parameters, and what they mean for one artifact.
 
 Two steps, because only the second needs a manifest: `IntrospectQuery` checks every value by itself (the
-route and the command line share it), `resolve` turns names into indices of blocks and classes. It knows no
-HTTP and runs nothing.
+route and the command line share it), `resolve` turns names into indices of blocks and classes: a `Question`.
+Knows no HTTP and runs nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -19,19 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from artifact.errors import ResiduumError
 from artifact.manifest import Block, Label, Manifest
 from artifact.postprocess import TopKError, allowed_top_k
-from introspection.quantities import (
-    LESION,
-    MAP_QUANTITIES,
-    SCALAR_GROUPS,
-    ColormapName,
-    MapEncoding,
-    MapQuantity,
-    Scale,
-    why_absent,
-)
+from introspection.encoding import MapEncoding
+from introspection.quantities import GROUPS, LESIONS, MAPS, ColormapName, why_absent
 
 GATE_LIMIT = 4.0  # either way: enough to double or invert a branch; far beyond, activations overflow
 Render = Literal["raw", "overlay"]
+Scale = Literal["image", "stage", "reference"]
 TargetMode = Literal["top1", "index", "label"]
 
 
@@ -44,6 +37,11 @@ class ParameterError(ResiduumError):
 
     def __str__(self) -> str:
         return f"{self.detail} {self.hint}".strip()
+
+
+def _and(names: Iterable[str]) -> str:
+    *others, last = names
+    return " and ".join(filter(None, (", ".join(others), last)))
 
 
 class IntrospectQuery(BaseModel):
@@ -63,8 +61,9 @@ class IntrospectQuery(BaseModel):
     )
     quantities: str = Field(
         "",
-        description=f"comma-separated maps ({', '.join(MAP_QUANTITIES)}) and scalars "
-        f"({', '.join(SCALAR_GROUPS)}); names of both select both; empty: all but lesion, and in an image "
+        description=f"comma-separated maps ({', '.join(MAPS)}) and scalars "
+        f"({', '.join(GROUPS)}); names of both select both; empty: all but "
+        f"{_and(name for name, group in GROUPS.items() if group.on_request)}, and in an image "
         "`share` (`residual` in a plain network)",
     )
     maps: MapEncoding | None = Field(
@@ -86,8 +85,8 @@ class IntrospectQuery(BaseModel):
     )
     colormap: ColormapName | None = Field(
         None,
-        description="image only; by quantity if not given: coolwarm for ratio, cosine and contribution, else "
-        "viridis",
+        description="image only; by quantity if not given: coolwarm for "
+        f"{_and(name for name, row in MAPS.items() if row.diverging)}, else viridis",
     )
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="image only: opacity of the map")
     lesion: bool = Field(
@@ -106,21 +105,21 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Options:
-    """A query resolved against one manifest.
+class Question:
+    """What was asked: a query resolved against one manifest.
 
     Attributes:
         blocks: indices into the manifest's blocks, ascending.
-        maps: the maps asked for, in the order of MAP_QUANTITIES.
-        groups: the scalar groups asked for, in the order of SCALAR_GROUPS.
-        complete: `quantities` left nothing out; lesions must be asked for all the same.
+        maps: the maps asked for, in the order of `MAPS`.
+        groups: the scalar groups asked for, in the order of `GROUPS`.
+        complete: `quantities` left nothing out, but for groups that are answered only on request.
         encoding: None where the query leaves it to the format.
         gates_L: float32, for every block of the network.
     """
 
     target: Target
     blocks: tuple[int, ...]
-    maps: tuple[MapQuantity, ...]
+    maps: tuple[str, ...]
     groups: tuple[str, ...]
     complete: bool
     encoding: MapEncoding | None
@@ -132,7 +131,7 @@ class Options:
     alpha: float
 
 
-def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
+def resolve(query: IntrospectQuery, manifest: Manifest) -> Question:
     """What `query` means for the artifact of `manifest`.
 
     Raises:
@@ -151,9 +150,9 @@ def resolve(query: IntrospectQuery, manifest: Manifest) -> Options:
             "top_k", f"top_k={query.top_k}: {error}.", f"At most {manifest.num_classes}."
         ) from error
     maps, groups = parse_quantities(query.quantities, manifest)
-    if query.lesion and LESION not in groups:
-        groups = (*groups, LESION)
-    return Options(
+    if query.lesion:
+        groups = tuple(name for name in GROUPS if name in groups or name == LESIONS)
+    return Question(
         target=parse_target(query.target, manifest.labels),
         blocks=parse_blocks(query.blocks, manifest.blocks),
         maps=maps,
@@ -208,29 +207,29 @@ def parse_blocks(text: str, blocks: Sequence[Block]) -> tuple[int, ...]:
     return tuple(sorted({index for name in names for index in _blocks_named(name, blocks, "blocks")}))
 
 
-def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[MapQuantity, ...], tuple[str, ...]]:
-    """The maps and the scalar groups that a list of names covers; all but lesion for an empty list.
+def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The maps and the groups of numbers that a list of names covers.
+
+    An empty list covers all but the groups that are answered only on request.
 
     What does not exist for the artifact may be named, and is null; what is suggested exists.
     """
     names = _names(text)
     if not names:
-        return MAP_QUANTITIES, tuple(group for group in SCALAR_GROUPS if group != LESION)
+        return tuple(MAPS), tuple(name for name, group in GROUPS.items() if not group.on_request)
     for name in names:
-        if name not in MAP_QUANTITIES and name not in SCALAR_GROUPS:
+        if name not in MAPS and name not in GROUPS:
             raise ParameterError("quantities", f"quantities: there is no {name!r}.", _instead(name, manifest))
-    maps = tuple(quantity for quantity in MAP_QUANTITIES if quantity in names)
-    return maps, tuple(group for group in SCALAR_GROUPS if group in names)
+    return tuple(name for name in MAPS if name in names), tuple(name for name in GROUPS if name in names)
 
 
 def _instead(name: str, manifest: Manifest) -> str:
     """What `quantities` may have in place of a name that it may not."""
     group, dot, _ = name.partition(".")
-    if dot and group in SCALAR_GROUPS:
+    if dot and group in GROUPS:
         return f"Ask for {group}."
     maps, scalars = (
-        ", ".join(known for known in names if not why_absent(known, manifest))
-        for names in (MAP_QUANTITIES, SCALAR_GROUPS)
+        ", ".join(known for known in names if not why_absent(known, manifest)) for names in (MAPS, GROUPS)
     )
     return f"Maps: {maps}. Scalars: {scalars}."
 

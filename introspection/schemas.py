@@ -1,23 +1,25 @@
 """What `/introspect` answers in JSON, as FastAPI documents it and tests check it.
 
-introspection_answer.py builds the document itself, as plain dicts: a hundred maps need no second validation.
+The fields of a block come from the rows of quantities.py. document.py builds the document itself, as plain
+dicts: a hundred maps need no second validation.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from artifact.manifest import ReceptiveField, ShortcutKind, Variant
 from artifact.postprocess import Prediction
+from introspection.quantities import GROUPS, Group, Member, Reasons
 
 
-class Member(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ModelIdentity(Member):
+class ModelIdentity(Part):
     name: str
     version: str
     variant: Variant
@@ -25,7 +27,7 @@ class ModelIdentity(Member):
     engine: str
 
 
-class PhotographInfo(Member):
+class PhotographInfo(Part):
     """The upright photograph, and which part of it (x0, y0, x1, y1) the model saw, at what size."""
 
     width: int
@@ -34,7 +36,7 @@ class PhotographInfo(Member):
     input: tuple[int, int]
 
 
-class TargetClass(Member):
+class TargetClass(Part):
     index: int
     label: str
     mode: Literal["top1", "index", "label"]
@@ -42,62 +44,7 @@ class TargetClass(Member):
     logit: float
 
 
-class Rms(Member):
-    """Of F, of s (null in a plain network) and of the block's output."""
-
-    residual: float
-    shortcut: float | None
-    output: float
-
-
-class Energy(Member):
-    """Of F, of s, and 2<F, s>, over that of u = s + F: they sum to 1, and the first can pass 1."""
-
-    residual: float | None
-    shortcut: float | None
-    cross: float | None
-
-
-class Share(Member):
-    """<F, u> and <s, u> over <u, u>: they sum to 1."""
-
-    residual: float | None
-    shortcut: float | None
-
-
-class Relu(Member):
-    """What the ReLU after the addition does; null in v2 and highway networks, which have none."""
-
-    clip_fraction: float
-    clip_energy: float | None
-    erased: float | None = Field(description="null in a plain network, which has no shortcut to erase")
-    written: float | None
-
-
-class Lens(Member):
-    """What the head would say, were it put on this block's output."""
-
-    index: int
-    label: str
-    probability: float
-    target_probability: float
-    target_logit: float
-
-
-class Lesion(Member):
-    """Without the block minus with it: negative where the block supported the class."""
-
-    delta_logit: float = Field(description="of the class that is most probable with the block")
-    delta_probability: float
-    kl: float = Field(description="KL(p || p without the block), in nats")
-    flipped: bool = Field(description="another class is the most probable one without the block")
-    index: int = Field(description="of the most probable class without the block")
-    label: str
-    target_delta_logit: float = Field(description="of the answer's target class")
-    target_delta_probability: float
-
-
-class EncodedMap(Member):
+class EncodedMap(Part):
     """A map, row-major in base64; u8: value = vmin + code * (vmax - vmin) / levels."""
 
     shape: tuple[int, int]
@@ -109,8 +56,8 @@ class EncodedMap(Member):
     data: str = ""
 
 
-class BlockAnswer(Member):
-    """One residual block. What was not asked for is absent; what does not exist is null."""
+class BlockPlace(Part):
+    """Where a block is in the network, and its maps."""
 
     name: str
     stage: int
@@ -119,26 +66,44 @@ class BlockAnswer(Member):
     shape: tuple[int, int, int]
     stride: int
     receptive_field: ReceptiveField
-    rms: Rms | None = None
-    std_residual: float | None = None
-    ratio: float | None = None
-    cosine: float | None = None
-    cosine_centered: float | None = None
-    energy: Energy | None = None
-    share: Share | None = None
-    relu: Relu | None = None
-    contribution: float | None = Field(
-        None, description="what the branch adds directly to the target's logit: the sum of its map"
-    )
-    lens: Lens | None = Field(None, description="null in blocks whose output the head does not fit")
-    lesion: Lesion | None = None
     outside_band: dict[str, Literal["above", "below"]] | None = Field(
         description="the scalars that are outside of the 5 to 95 % band of the validation images"
     )
     maps: dict[str, EncodedMap | None]
 
 
-class DecomposedLogit(Member):
+def _null_in(lacking: Reasons) -> str:
+    return "".join(f"; null in {variant} networks: {why}" for variant, why in lacking.items())
+
+
+def _field_of_member(member: Member) -> Any:
+    # Null is missing precision, a block that lacks something, or a variant that does.
+    optional = member.optional or member.lacking
+    kind: Any = member.kind | None if optional else member.kind
+    return kind, Field(description=f"{member.sentence}{_null_in(member.lacking)}")
+
+
+def _field_of_group(group: Group) -> Any:
+    """A number; an object with the members; or a list of such objects. Absent where it was not asked for."""
+    kind: Any = float
+    if group.members[0].name:
+        name = group.name.title().replace("_", "")
+        fields = {member.name: _field_of_member(member) for member in group.members}
+        kind = create_model(name, __base__=Part, __doc__=group.meaning, **fields)
+    if group.ranked:
+        kind = list[kind]
+    return kind | None, Field(None, description=f"{group.meaning}{_null_in(group.lacking)}")
+
+
+BlockAnswer = create_model(
+    "BlockAnswer",
+    __base__=BlockPlace,
+    __doc__="One residual block. What was not asked for is absent; what does not exist is null.",
+    **{group.name: _field_of_group(group) for group in GROUPS.values()},
+)
+
+
+class DecomposedLogit(Part):
     """The target's logit as a sum: stem + shortcut_biases + head_bias + blocks = sum = logit, to rounding."""
 
     stem: float
@@ -149,7 +114,7 @@ class DecomposedLogit(Member):
     logit: float
 
 
-class Checks(Member):
+class Checks(Part):
     """How far the figures can be trusted."""
 
     sum_parity_max_abs: float | None = Field(
@@ -166,7 +131,7 @@ class Checks(Member):
     )
 
 
-class ReferenceInfo(Member):
+class ReferenceInfo(Part):
     """The images that `outside_band` and scale=reference rest on."""
 
     dataset: str
@@ -175,15 +140,15 @@ class ReferenceInfo(Member):
     percentiles: tuple[int, int, int]
 
 
-class Introspection(Member):
-    """What every residual block did with one photograph."""
+class Answer(Part):
+    """`Introspection` for blocks without their quantities."""
 
     model: ModelIdentity
     image: PhotographInfo
     target: TargetClass
     predictions: list[Prediction]
     gates: list[float] = Field(description="the factor on every residual branch of the network; 1: untouched")
-    blocks: list[BlockAnswer]
+    blocks: list[BlockPlace]
     decomposition: DecomposedLogit | None
     checks: Checks
     reference: ReferenceInfo | None
@@ -192,3 +157,11 @@ class Introspection(Member):
         description="why a field is null in every block, by its name (`share`, `rms.shortcut`): the network "
         "or the artifact lacks it, or it was not asked for"
     )
+
+
+Introspection = create_model(
+    "Introspection",
+    __base__=Answer,
+    __doc__="What every residual block did with one photograph.",
+    blocks=(list[BlockAnswer], ...),  # type: ignore[valid-type]
+)

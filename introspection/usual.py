@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from artifact.manifest import Manifest
-from introspection.measure import Quantities
-from introspection.quantities import (
-    OF_TOP_CLASS,
-    scalar_names,
-)
-from introspection.question import Options
+from introspection.quantities import NUMBERS, scalar_names
+from introspection.question import Question
+from introspection.seen import Seen
 
 
-def outside_band(
-    quantities: Quantities, manifest: Manifest, options: Options, index: int
-) -> dict[str, str] | None:
+def outside_band(seen: Seen, question: Question, index: int) -> dict[str, str] | None:
     """The scalars asked for that few validation images have as low, or as high, in this block."""
-    if manifest.reference is None:
+    if seen.manifest.reference is None:
         return None
     outside = {}
-    for name in (name for group in options.groups for name in scalar_names(group)):
-        band, values_L = usual_band(quantities, manifest, name, index), quantities.scalars.get(name)
+    for name in (name for group in question.groups for name in scalar_names(group)):
+        band, values_L = usual_band(seen, name, index), seen.values.scalars.get(name)
         if band is None or values_L is None:
             continue
         low, high = band
@@ -28,15 +22,15 @@ def outside_band(
     return outside
 
 
-def usual_band(
-    quantities: Quantities, manifest: Manifest, name: str, index: int
-) -> tuple[float, float] | None:
+def usual_band(seen: Seen, name: str, index: int) -> tuple[float, float] | None:
     """The 5th and 95th percentile of a block's scalar over the validation images.
 
-    None where that was not measured, or is about another class than `quantities` are.
+    None where that was not measured, or is about another class than this answer.
     """
-    bands = manifest.reference.scalars.get(name) if manifest.reference else None
-    if bands is None or (name in OF_TOP_CLASS and quantities.target != quantities.top1):
+    reference, values = seen.manifest.reference, seen.values
+    bands = reference.scalars.get(name) if reference else None
+    _, member = NUMBERS[name]
+    if bands is None or (member.of_target and values.target != values.top1):
         return None
     band = bands[index]
     return None if band is None else (band[0], band[2])

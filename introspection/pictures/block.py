@@ -5,17 +5,22 @@ The maps stand in the order in which the block makes them: branch, shortcut, out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from artifact.manifest import Block, Manifest
-from artifact.preprocess import Preprocessed
 from introspection.document import predictions_with_target
-from introspection.measure import Quantities
-from introspection.pictures.cells import GreyPhotograph, grey_photograph, overlay_whole, photograph, raw_cells
+from introspection.pictures.cells import (
+    GreyPhotograph,
+    Paint,
+    grey_photograph,
+    overlay_whole,
+    photograph,
+    raw_cells,
+)
 from introspection.pictures.lettering import text_width, write
 from introspection.pictures.parts import (
     FAINT,
@@ -26,15 +31,16 @@ from introspection.pictures.parts import (
     chosen_maps,
     draw_color_bar,
     draw_predictions,
-    keep_on,
     notes,
     png,
     stacked,
     title_of,
 )
-from introspection.quantities import OUTPUTS, SCALAR_ROWS, STYLES, MapQuantity, why_absent
-from introspection.question import Options
-from introspection.scales import block_map, colors_of
+from introspection.quantities import GROUPS, MAPS, NUMBERS, OUTPUTS, Drawn, Group, Member, why_absent
+from introspection.question import Question
+from introspection.scales import colors_of
+from introspection.seen import Seen
+from introspection.steps import Steps
 from introspection.usual import outside_band, usual_band
 
 WIDTH = 1600
@@ -47,7 +53,7 @@ USUAL_SIZES = (12, 11, 10, 9)  # of letters
 PANEL_TITLE, PANEL_FOOT = 52, 86  # pixels above and below a panel's picture
 MAX_PREDICTIONS = 3
 UNUSUAL = "#c2410c"
-SIGNS: dict[MapQuantity, str] = {"shortcut": "+", "output": ">"}
+SIGNS: dict[str, str] = {"shortcut": "+", "output": ">"}
 
 
 class _Row(NamedTuple):
@@ -57,34 +63,24 @@ class _Row(NamedTuple):
     beyond: str  # "above" or "below" what is usual, or empty
 
 
-def block_picture(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    image: Preprocessed,
-    index: int,
-    check: Callable[[], None] = keep_on,
-) -> bytes:
-    """The PNG of the block `index` of the manifest's.
-
-    Args:
-        check: called before each map; what it raises ends the drawing.
+def block_picture(seen: Seen, question: Question, index: int) -> Steps[bytes]:
+    """The PNG of the block `index` of the manifest's, each map a step.
 
     Raises:
         ParameterError: `quantities` names no map, or one that does not exist for the artifact.
     """
-    existing = tuple(quantity for quantity in STYLES if not why_absent(quantity, manifest))
-    maps = chosen_maps(options, manifest, existing)
-    parts = [_header(quantities, manifest, options, image, index)]
-    if groups := _numbers(quantities, manifest, options, index):
+    existing = tuple(quantity for quantity in MAPS if not why_absent(quantity, seen.manifest))
+    maps = chosen_maps(question, seen.manifest, existing)
+    parts = [_header(seen, question, index)]
+    if groups := _numbers(seen, question, index):
         parts.append(_number_strip(groups))
     columns = _num_columns(1 + len(maps))
     width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
-    panels = [_photograph_panel(quantities, manifest, options, image, width)]
-    whole = grey_photograph(image, width, MAX_PANEL_HEIGHT)
+    panels = [_photograph_panel(seen, question, width)]
+    whole = grey_photograph(seen.image, width, MAX_PANEL_HEIGHT)
     for quantity in maps:
-        check()
-        panels.append(_map_panel(quantities, manifest, options, whole, index, quantity, width))
+        yield
+        panels.append(_map_panel(seen, question, whole, index, quantity, width))
     signs = _signs(maps)
     lines = [slice(start, start + columns) for start in range(0, len(panels), columns)]
     parts += [_line(panels[line], signs[line]) for line in lines]
@@ -96,9 +92,8 @@ def _num_columns(num_panels: int) -> int:
     return num_panels if num_panels <= 4 else -(-num_panels // 2)
 
 
-def _header(
-    quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, index: int
-) -> Image.Image:
+def _header(seen: Seen, question: Question, index: int) -> Image.Image:
+    manifest = seen.manifest
     block = manifest.blocks[index]
     part, draw = blank(WIDTH, 112)
     room = WIDTH - 2 * MARGIN
@@ -106,7 +101,7 @@ def _header(
     where = f"block {index + 1} of {len(manifest.blocks)} of {manifest.name}"
     write(draw, (MARGIN + name + 18, 13), where, 18, SOFT, room - name - 18)
     write(draw, (MARGIN, 48), _description(manifest, block), 16, SOFT, room)
-    remarks = notes(manifest, options, image)
+    remarks = notes(manifest, question, seen.image)
     if usual := manifest.reference:
         remarks += f" Small: what 5 to 95 % of {usual.num_images:,} images of {usual.dataset} gave."
     write(draw, (MARGIN, 72), remarks.strip(), 16, SOFT, room)
@@ -124,40 +119,56 @@ def _description(manifest: Manifest, block: Block) -> str:
     )
 
 
-def _numbers(
-    quantities: Quantities, manifest: Manifest, options: Options, index: int
-) -> list[tuple[str, list[_Row]]]:
-    """The scalars asked for that exist for this block, with what is usual for them, in their groups."""
-    beyond = outside_band(quantities, manifest, options, index) or {}
-    groups = []
-    for heading, entries in SCALAR_ROWS:
-        rows = [
-            _Row(label, text, _usual(quantities, manifest, name, digits, index), beyond.get(name, ""))
-            for label, name, digits in entries
-            if (text := _text(quantities, manifest, options, name, digits, index))
-        ]
-        if rows:
-            groups.append((heading.format(manifest.labels[quantities.target].label), rows))
-    return groups
+def _numbers(seen: Seen, question: Question, index: int) -> list[tuple[str, list[_Row]]]:
+    """The numbers asked for that exist for this block, with what is usual for them, under their headings."""
+    beyond = outside_band(seen, question, index) or {}
+    under: dict[str, list[tuple[int, _Row]]] = {}
+    for group, member, drawn in _drawn():
+        rows = under.setdefault(drawn.heading, [])
+        if group.name not in question.groups:
+            continue
+        name = group.full_name(member)
+        for rank, (label, text) in enumerate(_texts(seen, group, member, drawn, index)):
+            row = _Row(label, text, _usual(seen, name, drawn.digits, index), beyond.get(name, ""))
+            rows.append((drawn.line + rank, row))
+    return [
+        (heading.format(seen.target_label), [row for _, row in sorted(rows, key=lambda placed: placed[0])])
+        for heading, rows in under.items()
+        if rows
+    ]
 
 
-def _text(
-    quantities: Quantities, manifest: Manifest, options: Options, name: str, digits: str, index: int
-) -> str:
-    """A scalar of the block, or a class; empty if it was not asked for or there is none."""
-    group, _, member = name.partition(".")
-    if group not in options.groups:
-        return ""
-    if member == "label":
-        best = quantities.classes[group][index] if group in quantities.classes else -1
-        return manifest.labels[best].label if best >= 0 else ""
-    values = quantities.scalars.get(name)
-    return format(values[index], digits) if values is not None and np.isfinite(values[index]) else ""
+def _drawn() -> Iterator[tuple[Group, Member, Drawn]]:
+    """Every value that a picture of a block can show."""
+    for group in GROUPS.values():
+        for member in group.members:
+            if member.drawn:
+                yield group, member, member.drawn
 
 
-def _usual(quantities: Quantities, manifest: Manifest, name: str, digits: str, index: int) -> str:
+def _texts(seen: Seen, group: Group, member: Member, drawn: Drawn, index: int) -> Iterator[tuple[str, str]]:
+    """Label and text of a value of the block, or of each of its ranks; nothing where there is none."""
+    name, values = group.full_name(member), seen.values
+    if group.ranked:
+        first = group.full_name(group.members[0])
+        for rank, value in enumerate(values.ranked[name][index] if name in values.ranked else ()):
+            if np.isfinite(value):
+                yield (
+                    drawn.label.format(round(values.ranked[first][index][rank])),
+                    format(value, drawn.digits),
+                )
+    elif member.kind is str:
+        best = values.classes[group.name][index] if group.name in values.classes else -1
+        if best >= 0:
+            yield drawn.label, seen.manifest.labels[best].label
+    elif name in values.scalars and np.isfinite(values.scalars[name][index]):
+        yield drawn.label, format(values.scalars[name][index], drawn.digits)
+
+
+def _usual(seen: Seen, name: str, digits: str, index: int) -> str:
     """What 5 to 95 % of the validation images gave; empty where there is nothing to compare with."""
-    band, unsigned = usual_band(quantities, manifest, name, index), digits.removeprefix("+")
+    band = usual_band(seen, name, index) if name in NUMBERS else None
+    unsigned = digits.removeprefix("+")
     return f"{band[0]:{unsigned}} to {band[1]:{unsigned}}" if band else ""
 
 
@@ -203,44 +214,36 @@ def _draw_mark(draw: ImageDraw.ImageDraw, place: tuple[int, int], beyond: str) -
     draw.polygon(((x, base), (x + 10, base), (x + 5, tip)), fill=UNUSUAL)
 
 
-def _photograph_panel(
-    quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed, width: int
-) -> Image.Image:
+def _photograph_panel(seen: Seen, question: Question, width: int) -> Image.Image:
     """The photograph and the most probable classes."""
+    image = seen.image
     picture = photograph(image, width, MAX_PANEL_HEIGHT)
     panel, draw = blank(width, PANEL_TITLE + picture.height + PANEL_FOOT)
     write(draw, (0, 0), "Photograph", 20, INK, width)
     write(draw, (0, 26), f"{image.width} x {image.height} pixels", 15, SOFT, width)
     panel.paste(picture, (0, PANEL_TITLE))
-    best = predictions_with_target(quantities, manifest, options.top_k, MAX_PREDICTIONS)
-    draw_predictions(draw, (0, PANEL_TITLE + picture.height + 12, width), best, quantities.target, 14)
+    best = predictions_with_target(seen, question.top_k, MAX_PREDICTIONS)
+    draw_predictions(draw, (0, PANEL_TITLE + picture.height + 12, width), best, seen.values.target, 14)
     return panel
 
 
 def _map_panel(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    whole: GreyPhotograph,
-    index: int,
-    quantity: MapQuantity,
-    width: int,
+    seen: Seen, question: Question, whole: GreyPhotograph, index: int, quantity: str, width: int
 ) -> Image.Image:
     """One map over the grey photograph, or by itself, with its colour bar."""
-    block, style, height = manifest.blocks[index], STYLES[quantity], len(whole.grey)
-    bounds = colors_of([quantities], manifest, options, quantity, block.stage)
-    colormap = options.colormap or style.colormap
-    values = block_map(quantities, manifest, quantity, index)
-    if options.render == "raw":
-        pixels = raw_cells(values, min(width, height), *bounds, colormap)
+    block, row, height = seen.manifest.blocks[index], MAPS[quantity], len(whole.grey)
+    bounds = colors_of([seen], question, quantity, block.stage)
+    paint = Paint(*bounds, question.colormap or row.colormap, question.alpha)
+    values = seen.block_map(quantity, index)
+    if question.render == "raw":
+        pixels = raw_cells(values, min(width, height), paint)
     else:
-        crop = manifest.preprocessing.crop
-        pixels = overlay_whole(values, block, crop, whole, *bounds, colormap, options.alpha)
+        pixels = overlay_whole(values, block, seen.manifest.preprocessing.crop, whole, paint)
     panel, draw = blank(width, PANEL_TITLE + height + PANEL_FOOT)
-    write(draw, (0, 0), title_of(quantity, manifest.labels[quantities.target].label), 20, INK, width)
-    write(draw, (0, 26), style.brief, 15, SOFT, width)
+    write(draw, (0, 0), title_of(quantity, seen.target_label), 20, INK, width)
+    write(draw, (0, 26), row.brief, 15, SOFT, width)
     panel.paste(Image.fromarray(pixels), (0, PANEL_TITLE))
-    draw_color_bar(panel, (0, PANEL_TITLE + height + 34, width), options, quantity, bounds)
+    draw_color_bar(panel, (0, PANEL_TITLE + height + 34, width), question, quantity, bounds)
     return panel
 
 
@@ -261,7 +264,7 @@ def _line(panels: Sequence[Image.Image], signs: Sequence[str]) -> Image.Image:
     return part
 
 
-def _signs(maps: Sequence[MapQuantity]) -> list[str]:
+def _signs(maps: Sequence[str]) -> list[str]:
     """What stands before the photograph and before each map: F + s > output, where all three are shown."""
     whole = {"residual", "shortcut", "output"} <= set(maps)
     return ["", *(SIGNS.get(quantity, "") if whole else "" for quantity in maps)]

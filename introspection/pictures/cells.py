@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,23 @@ from PIL import Image
 from artifact.manifest import Block
 from artifact.preprocess import Preprocessed
 from introspection.pictures.colormaps import colorize
-from introspection.quantities import ColormapName, FloatArray
+from introspection.quantities import ColormapName
+from introspection.readings import FloatArray
 
 HATCH_PITCH = 8  # pixels from one line to the next
 HATCH_WIDTH = 2
 HATCH_GREY = 105.0
 GREY_MIDDLE, GREY_CONTRAST = 150.0, 0.7  # of 255, and of the photograph's own
 PALE = 0.55  # how much white is mixed into what the model never saw
+
+
+class Paint(NamedTuple):
+    """The values of the first and the last colour, the colours, and their opacity over a photograph."""
+
+    vmin: float
+    vmax: float
+    colormap: ColormapName
+    alpha: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,53 +58,37 @@ def cells_of_pixels(block: Block, num_cells: int, crop: int, size: int) -> NDArr
 
 
 def overlay(
-    values_HW: FloatArray,
-    block: Block,
-    crop: int,
-    grey: NDArray[np.uint8],
-    vmin: float,
-    vmax: float,
-    colormap: ColormapName,
-    alpha: float,
+    values_HW: FloatArray, block: Block, crop: int, grey: NDArray[np.uint8], paint: Paint
 ) -> NDArray[np.uint8]:
     """The map's cells over a grey picture [height, width] of the model's input; RGB [height, width, 3].
 
-    Cells are drawn as cells, at the place where they look. Colour and photograph are mixed as `alpha` says,
-    and nothing is stretched afterwards. Cells that are null are hatched.
+    Cells are drawn as cells, at the place where they look. Colour and photograph are mixed as the paint's
+    `alpha` says, and nothing is stretched afterwards. Cells that are null are hatched.
     """
     axes = zip(values_HW.shape, grey.shape, strict=True)
     rows, columns = (cells_of_pixels(block, cells, crop, size) for cells, size in axes)
-    colors = _colors(values_HW, vmin, vmax, colormap)[np.ix_(rows, columns)]
+    colors = _colors(values_HW, paint)[np.ix_(rows, columns)]
     photograph = np.repeat(grey[..., None].astype(np.float64), 3, axis=-1)
     null = np.isnan(colors)
-    mixed = np.where(null, photograph, alpha * colors + (1 - alpha) * photograph)
+    mixed = np.where(null, photograph, paint.alpha * colors + (1 - paint.alpha) * photograph)
     return _hatched(mixed, null[..., 0])
 
 
 def overlay_whole(
-    values_HW: FloatArray,
-    block: Block,
-    crop: int,
-    whole: GreyPhotograph,
-    vmin: float,
-    vmax: float,
-    colormap: ColormapName,
-    alpha: float,
+    values_HW: FloatArray, block: Block, crop: int, whole: GreyPhotograph, paint: Paint
 ) -> NDArray[np.uint8]:
     """As `overlay`, over the whole photograph, whose part that the model never saw is pale and hatched."""
     x0, y0, x1, y1 = whole.box
     picture = _unseen_pale(np.repeat(whole.grey[..., None].astype(np.float64), 3, axis=-1), whole.box)
     seen = whole.grey[y0:y1, x0:x1]
-    picture[y0:y1, x0:x1] = overlay(values_HW, block, crop, seen, vmin, vmax, colormap, alpha)
+    picture[y0:y1, x0:x1] = overlay(values_HW, block, crop, seen, paint)
     return picture
 
 
-def raw_cells(
-    values_HW: FloatArray, size: int, vmin: float, vmax: float, colormap: ColormapName
-) -> NDArray[np.uint8]:
+def raw_cells(values_HW: FloatArray, size: int, paint: Paint) -> NDArray[np.uint8]:
     """The map by itself, all cells of one size; RGB [size, size, 3]. Null cells are hatched white."""
     rows, columns = (np.arange(size) * cells // size for cells in values_HW.shape)
-    colors = _colors(values_HW, vmin, vmax, colormap)[np.ix_(rows, columns)]
+    colors = _colors(values_HW, paint)[np.ix_(rows, columns)]
     null = np.isnan(colors)
     return _hatched(np.where(null, 255.0, colors), null[..., 0])
 
@@ -167,10 +162,11 @@ def color_bar(width: int, height: int, colormap: ColormapName, alpha: float) -> 
     return Image.fromarray(np.rint(rows).astype(np.uint8))
 
 
-def _colors(values_HW: FloatArray, vmin: float, vmax: float, colormap: ColormapName) -> FloatArray:
+def _colors(values_HW: FloatArray, paint: Paint) -> FloatArray:
     """RGB [H, W, 3]; of a map without any range (all zero) the lowest colour."""
+    vmin, vmax = paint.vmin, paint.vmax
     unit = (values_HW - vmin) / (vmax - vmin) if vmax > vmin else values_HW * 0
-    return colorize(unit, colormap)
+    return colorize(unit, paint.colormap)
 
 
 def _hatched(rgb: FloatArray, where: NDArray[np.bool_]) -> NDArray[np.uint8]:

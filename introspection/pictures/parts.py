@@ -1,6 +1,6 @@
 """Parts that pictures are made of: pages, scales and their colour bars, bars of predictions, PNG.
 
-Layout of a whole picture is rendering.py's and block_picture.py's; pixels of a map are overlay.py's.
+The layout of a whole picture is in sheet.py, block.py and comparison.py; the pixels of a map are in cells.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from artifact.manifest import Manifest
+from artifact.manifest import Block, Manifest
 from artifact.preprocess import Preprocessed
-from introspection.measure import Quantities
+from introspection.measure import Values
 from introspection.pictures.cells import color_bar
 from introspection.pictures.lettering import text_width, write
-from introspection.quantities import FIXED_RANGES, SIGNED, STYLES, MapQuantity, why_absent
-from introspection.question import Options, ParameterError
+from introspection.quantities import MAPS, NUMBERS, why_absent
+from introspection.question import ParameterError, Question
 from introspection.scales import Bounds
 
 MARGIN = 32
@@ -26,10 +26,6 @@ BAR_HEIGHT = 18
 INK, SOFT, FAINT, PAPER = "#16181d", "#555b66", "#d9dce1", "#ffffff"
 ACCENT, OTHER, TROUGH = "#31688e", "#9aa3ae", "#f0f2f4"
 PNG_EFFORT = 1  # zlib level: a quarter to half the time of the default 6, for a file 15 % larger
-
-
-def keep_on() -> None:
-    """The check of a drawing that nothing ends; a server's raises when nobody waits for it any more."""
 
 
 def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -87,8 +83,8 @@ def draw_predictions(
 def draw_color_bar(
     part: Image.Image,
     box: tuple[int, int, int],
-    options: Options,
-    quantity: MapQuantity,
+    question: Question,
+    quantity: str,
     bounds: Bounds | None,
 ) -> None:
     """The colour bar, with its unit above and the values at its ends and middle below.
@@ -98,16 +94,16 @@ def draw_color_bar(
         bounds: None where every stage has its own.
     """
     left, top, width = box
-    style = STYLES[quantity]
-    alpha = 1.0 if options.render == "raw" else options.alpha
+    row = MAPS[quantity]
+    alpha = 1.0 if question.render == "raw" else question.alpha
     draw = ImageDraw.Draw(part)
-    caption = style.unit if alpha == 1 else f"{style.unit}  (lower half: over grey)"
+    caption = row.unit if alpha == 1 else f"{row.unit}  (lower half: over grey)"
     write(draw, (left, top - 22), caption, 13, SOFT, width)
-    part.paste(color_bar(width, BAR_HEIGHT, options.colormap or style.colormap, alpha), (left, top))
-    labels = ["", "0", "largest of each stage"] if quantity in SIGNED else ["0", "", "largest of each stage"]
+    part.paste(color_bar(width, BAR_HEIGHT, question.colormap or row.colormap, alpha), (left, top))
+    labels = ["", "0", "largest of each stage"] if row.symmetric else ["0", "", "largest of each stage"]
     if bounds:
         labels = [f"{value:.3g}" for value in (bounds[0], sum(bounds) / 2, bounds[1])]
-        if options.scale == "reference" and quantity not in FIXED_RANGES:  # what lies beyond is cut off
+        if question.scale == "reference" and row.range is None:  # what lies beyond is cut off
             labels[0] += " or less" if bounds[0] < 0 else ""
             labels[2] += " or more"
     for label, at in zip(labels, (0.0, 0.5, 1.0), strict=True):
@@ -117,50 +113,60 @@ def draw_color_bar(
         write(draw, (x - shift, top + BAR_HEIGHT + 6), label, 13, SOFT, width)
 
 
-def notes(manifest: Manifest, options: Options, image: Preprocessed) -> str:
+def notes(manifest: Manifest, question: Question, image: Preprocessed) -> str:
     """What is unusual about this picture: what the model never saw, whose scale it has, changed gates."""
     found = []
     if image.original is not None and tuple(image.model_box) != (0, 0, image.width, image.height):
         found.append("Hatched: outside of the model's crop, never seen.")
-    if options.scale == "reference" and manifest.reference:
+    if question.scale == "reference" and manifest.reference:
         found.append(
             f"Scale: that of {manifest.reference.num_images:,} images of {manifest.reference.dataset}."
         )
-    gates = zip(manifest.blocks, options.gates_L.tolist(), strict=True)
+    gates = zip(manifest.blocks, question.gates_L.tolist(), strict=True)
     if changed := [f"{block.name} x {gate:g}" for block, gate in gates if gate != 1]:
         found.append(f"Branches changed by gates: {', '.join(changed)}.")
     return " ".join(found)
 
 
-def chosen_maps(
-    options: Options, manifest: Manifest, otherwise: tuple[MapQuantity, ...]
-) -> tuple[MapQuantity, ...]:
+def chosen_maps(question: Question, manifest: Manifest, otherwise: tuple[str, ...]) -> tuple[str, ...]:
     """The maps that `quantities` names, or `otherwise` if it names nothing.
 
     Raises:
         ParameterError: only scalars are named, or a map that does not exist for the artifact.
     """
-    if options.complete:
+    if question.complete:
         return otherwise
-    hint = f"Maps: {', '.join(quantity for quantity in STYLES if not why_absent(quantity, manifest))}."
-    if not options.maps:
+    hint = f"Maps: {', '.join(quantity for quantity in MAPS if not why_absent(quantity, manifest))}."
+    if not question.maps:
         raise ParameterError("quantities", "quantities: no map is named, and pictures need one.", hint)
-    for quantity in options.maps:
+    for quantity in question.maps:
         if reason := why_absent(quantity, manifest):
             raise ParameterError("quantities", f"quantities: no {quantity} to draw: {reason}.", hint)
-    return options.maps
+    return question.maps
 
 
-def title_of(quantity: MapQuantity, label: str) -> str:
+def title_of(quantity: str, label: str) -> str:
     """The quantity's name; `label` is the class that a contribution is about."""
-    return f"Contribution to: {label}" if quantity == "contribution" else STYLES[quantity].title
+    row = MAPS[quantity]
+    return row.title_for.format(label) if row.title_for else row.title
 
 
-def number_of(quantities: Quantities, quantity: MapQuantity, index: int) -> str:
+def number_format(quantity: str) -> str:
+    """How the number of a whole block that goes with a map is written."""
+    _, member = NUMBERS[MAPS[quantity].number]
+    return member.drawn.digits if member.drawn else ".3g"
+
+
+def number_of(values: Values, quantity: str, index: int) -> str:
     """The number of a whole block that goes with its map, and its name."""
-    style = STYLES[quantity]
-    value = quantities.scalars[style.scalar][index]
-    return f"{style.word} {value:{style.digits}}" if np.isfinite(value) else f"{style.word}: none"
+    row = MAPS[quantity]
+    value = values.scalars[row.number][index]
+    return f"{row.word} {value:{number_format(quantity)}}" if np.isfinite(value) else f"{row.word}: none"
+
+
+def kind_of(block: Block) -> str:
+    """The kind of a block's shortcut, in words."""
+    return "no shortcut" if block.shortcut == "none" else block.shortcut
 
 
 def decomposition_text(parts: Mapping[str, float]) -> str:

@@ -1,12 +1,12 @@
-"""Quantities -> a contact sheet: every block's map over the photograph, as one PNG.
+"""A contact sheet: every block's map over the photograph, as one PNG.
 
-Only layout and text: what a tile shows is made by overlay.py, what is said about it stands in legends.py.
-Every part is drawn by itself and returned as an image; a sheet is parts stacked on each other.
+Only layout and text: the pixels of a map come from cells.py, common parts from parts.py. Every part is drawn
+by itself and returned as an image; a sheet is parts stacked on each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw
 from artifact.manifest import Manifest
 from artifact.preprocess import Preprocessed
 from introspection.document import predictions_with_target
-from introspection.measure import Quantities
-from introspection.pictures.cells import grey_input, overlay, photograph, raw_cells
+from introspection.pictures.cells import Paint, grey_input, overlay, photograph, raw_cells
 from introspection.pictures.lettering import wrapped, write
 from introspection.pictures.parts import (
     FAINT,
@@ -29,16 +28,18 @@ from introspection.pictures.parts import (
     decomposition_text,
     draw_color_bar,
     draw_predictions,
-    keep_on,
+    kind_of,
     notes,
     number_of,
     png,
     stacked,
     title_of,
 )
-from introspection.quantities import OUTPUTS, STYLES, MapQuantity, why_absent
-from introspection.question import Options, ParameterError
-from introspection.scales import Bounds, Scales, block_map, scales_of
+from introspection.quantities import MAPS, OUTPUTS, why_absent
+from introspection.question import ParameterError, Question
+from introspection.scales import Bounds, Scales, scales_of
+from introspection.seen import Seen
+from introspection.steps import Steps
 
 WIDTH = 1240
 GAP = 14  # between tiles
@@ -52,35 +53,26 @@ TITLE_HEIGHT = 40  # of a tile: two lines of text
 MAX_TILES = 1000  # of a picture: about six seconds, and 250 MB until it is PNG
 
 
-def contact_sheet(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    image: Preprocessed,
-    check: Callable[[], None] = keep_on,
-) -> bytes:
-    """The PNG: photograph and predictions, then for every quantity one tile a block.
-
-    Args:
-        check: called before each tile; what it raises ends the drawing.
+def contact_sheet(seen: Seen, question: Question) -> Steps[bytes]:
+    """The PNG: photograph and predictions, then for every quantity one tile a block, each tile a step.
 
     Raises:
         ParameterError: as of `sheet_quantities`.
     """
-    parts = [_header(quantities, manifest, options, image)]
-    for quantity in sheet_quantities(options, manifest):
-        parts += _section(quantities, manifest, options, image, quantity, check)
+    parts = [_header(seen, question)]
+    for quantity in sheet_quantities(question, seen.manifest):
+        parts += yield from _section(seen, question, quantity)
     return png(stacked(parts))
 
 
-def sheet_quantities(options: Options, manifest: Manifest) -> tuple[MapQuantity, ...]:
+def sheet_quantities(question: Question, manifest: Manifest) -> tuple[str, ...]:
     """The maps that a sheet shows: those named; if none is, `share`, or `residual` where there is no share.
 
     Raises:
         ParameterError: only scalars are named, a map that does not exist for the artifact, or too many tiles.
     """
-    maps = chosen_maps(options, manifest, ("residual",) if why_absent("share", manifest) else ("share",))
-    check_tiles(len(maps) * len(options.blocks))
+    maps = chosen_maps(question, manifest, ("residual",) if why_absent("share", manifest) else ("share",))
+    check_tiles(len(maps) * len(question.blocks))
     return maps
 
 
@@ -122,7 +114,8 @@ def _num_rows(counts: Sequence[int], columns: int) -> int:
     return sum(max(-(-counts[stage] // columns) for stage in line) for line in lines_of(counts, columns))
 
 
-def _header(quantities: Quantities, manifest: Manifest, options: Options, image: Preprocessed) -> Image.Image:
+def _header(seen: Seen, question: Question) -> Image.Image:
+    manifest, image = seen.manifest, seen.image
     part, draw = blank(WIDTH, HEADER_HEIGHT)
     picture = photograph(image, PHOTO_WIDTH, HEADER_HEIGHT)
     part.paste(picture, (MARGIN, (HEADER_HEIGHT - picture.height) // 2))
@@ -130,9 +123,9 @@ def _header(quantities: Quantities, manifest: Manifest, options: Options, image:
     room = WIDTH - MARGIN - left
     write(draw, (left, -3), manifest.name, 24, INK, room)
     write(draw, (left, 30), subtitle(manifest, image), 15, SOFT, room)
-    best = predictions_with_target(quantities, manifest, options.top_k, MAX_PREDICTIONS)
-    draw_predictions(draw, (left, 66, WIDTH - MARGIN), best, quantities.target)
-    write(draw, (left, HEADER_HEIGHT - 18), notes(manifest, options, image), 14, SOFT, room)
+    best = predictions_with_target(seen, question.top_k, MAX_PREDICTIONS)
+    draw_predictions(draw, (left, 66, WIDTH - MARGIN), best, seen.values.target)
+    write(draw, (left, HEADER_HEIGHT - 18), notes(manifest, question, image), 14, SOFT, room)
     return part
 
 
@@ -144,61 +137,48 @@ def subtitle(manifest: Manifest, image: Preprocessed) -> str:
     )
 
 
-def _section(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    image: Preprocessed,
-    quantity: MapQuantity,
-    check: Callable[[], None],
-) -> list[Image.Image]:
+def _section(seen: Seen, question: Question, quantity: str) -> Steps[list[Image.Image]]:
     """Title, legend and colour bar of one quantity, then its tiles."""
-    scales = scales_of([quantities], manifest, options, quantity)
-    title = section_title([quantities], manifest, options, quantity, scales)
-    by_stage = blocks_by_stage(manifest, options)
+    scales = scales_of([seen], question, quantity)
+    title = section_title([seen], question, quantity, scales)
+    by_stage = blocks_by_stage(seen.manifest, question)
     columns, lines = packed([len(indices) for indices in by_stage.values()])
     size = min(MAX_TILE, (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns)
-    grey = grey_input(image, size)
+    grey = grey_input(seen.image, size)
     groups = []
     for stage, indices in by_stage.items():
         tiles = []
         for index in indices:
-            check()
-            bounds = scales.by_stage[stage]
-            tiles.append(_tile(quantities, manifest, options, quantity, index, grey, bounds))
-        groups.append((stage_heading(manifest, scales, stage), tiles))
+            yield
+            tiles.append(_tile(seen, question, quantity, index, grey, scales.by_stage[stage]))
+        groups.append((stage_heading(seen.manifest, scales, stage), tiles))
     return [title, *(line_of([groups[place] for place in line], columns) for line in lines)]
 
 
 def section_title(
-    several: Sequence[Quantities],
-    manifest: Manifest,
-    options: Options,
-    quantity: MapQuantity,
-    scales: Scales,
-    width: int = WIDTH,
+    several: Sequence[Seen], question: Question, quantity: str, scales: Scales, width: int = WIDTH
 ) -> Image.Image:
     """What is shown, what it means, and its colours; of several images if they share a scale."""
-    style = STYLES[quantity]
     bar_left = width - MARGIN - BAR_WIDTH
-    lines = wrapped(style.legend, 15, bar_left - MARGIN - 60)
+    lines = wrapped(MAPS[quantity].legend, 15, bar_left - MARGIN - 60)
     if quantity == "contribution":
-        sums = [decomposition_text(one.decomposition._asdict()) for one in several if one.decomposition]
+        decompositions = [seen.values.decomposition for seen in several]
+        sums = [decomposition_text(parts._asdict()) for parts in decompositions if parts]
         lines += [f"{letter}: {text}" for letter, text in zip("AB", sums, strict=True)] if sums[1:] else sums
     part, draw = blank(width, 126 + 20 * max(0, len(lines) - 2))
     draw.line((MARGIN, 22, width - MARGIN, 22), fill=FAINT)
-    title = title_of(quantity, manifest.labels[several[0].target].label)
+    title = title_of(quantity, several[0].target_label)
     write(draw, (MARGIN, 38), title, 22, INK, bar_left - MARGIN - 60)
     for line, text in enumerate(lines):
         write(draw, (MARGIN, 70 + 20 * line), text, 15, SOFT, bar_left - MARGIN - 20)
-    draw_color_bar(part, (bar_left, 60, BAR_WIDTH), options, quantity, scales.common)
+    draw_color_bar(part, (bar_left, 60, BAR_WIDTH), question, quantity, scales.common)
     return part
 
 
-def blocks_by_stage(manifest: Manifest, options: Options) -> dict[int, list[int]]:
+def blocks_by_stage(manifest: Manifest, question: Question) -> dict[int, list[int]]:
     """The blocks asked for, stage by stage."""
     by_stage: dict[int, list[int]] = {}
-    for index in options.blocks:
+    for index in question.blocks:
         by_stage.setdefault(manifest.blocks[index].stage, []).append(index)
     return by_stage
 
@@ -234,40 +214,26 @@ def stage_heading(manifest: Manifest, scales: Scales, stage: int) -> str:
 
 
 def _tile(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    quantity: MapQuantity,
-    index: int,
-    grey: NDArray[np.uint8],
-    bounds: Bounds,
+    seen: Seen, question: Question, quantity: str, index: int, grey: NDArray[np.uint8], bounds: Bounds
 ) -> Image.Image:
     """One block: its name, its number, and its map over the grey photograph."""
-    block, size = manifest.blocks[index], len(grey)
+    block, size = seen.manifest.blocks[index], len(grey)
     tile = Image.new("RGB", (size, size + TITLE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(tile)
     name_width = write(draw, (0, 0), block.name, 14, INK, size)
-    kind = "no shortcut" if block.shortcut == "none" else block.shortcut
-    write(draw, (name_width + 8, 0), kind, 14, SOFT, size - name_width - 8)
-    write(draw, (0, 18), number_of(quantities, quantity, index), 14, INK, size)
-    pixels = cells_over(quantities, manifest, options, quantity, index, grey, bounds)
+    write(draw, (name_width + 8, 0), kind_of(block), 14, SOFT, size - name_width - 8)
+    write(draw, (0, 18), number_of(seen.values, quantity, index), 14, INK, size)
+    pixels = cells_over(seen, question, quantity, index, grey, bounds)
     tile.paste(Image.fromarray(pixels), (0, TITLE_HEIGHT))
     return tile
 
 
 def cells_over(
-    quantities: Quantities,
-    manifest: Manifest,
-    options: Options,
-    quantity: MapQuantity,
-    index: int,
-    grey: NDArray[np.uint8],
-    bounds: Bounds,
+    seen: Seen, question: Question, quantity: str, index: int, grey: NDArray[np.uint8], bounds: Bounds
 ) -> NDArray[np.uint8]:
-    """The map of a block over what the model saw, or by itself, as the options say; RGB [size, size, 3]."""
-    values = block_map(quantities, manifest, quantity, index)
-    colormap = options.colormap or STYLES[quantity].colormap
-    if options.render == "raw":
-        return raw_cells(values, len(grey), *bounds, colormap)
-    crop = manifest.preprocessing.crop
-    return overlay(values, manifest.blocks[index], crop, grey, *bounds, colormap, options.alpha)
+    """The map of a block over what the model saw, or by itself, as the question says; RGB [size, size, 3]."""
+    values = seen.block_map(quantity, index)
+    paint = Paint(*bounds, question.colormap or MAPS[quantity].colormap, question.alpha)
+    if question.render == "raw":
+        return raw_cells(values, len(grey), paint)
+    return overlay(values, seen.manifest.blocks[index], seen.manifest.preprocessing.crop, grey, paint)

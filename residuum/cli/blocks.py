@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from artifact.manifest import Manifest
-    from introspection.question import Options
+    from introspection.quantities import Group, Look
+    from introspection.question import Question
+    from introspection.seen import Seen
 
-Document = Mapping[str, Any]  # of introspection_answer.py, or a part of it
+Document = Mapping[str, Any]  # of introspection.document, or a part of it
 Scalars = Mapping[str, Iterable[float]]  # by name
 
 PREDICTION_BAR = 20
@@ -53,37 +55,6 @@ SIZES = (
 )
 
 
-class Look(NamedTuple):
-    """How a scalar is shown.
-
-    Attributes:
-        heading, digits: the column's heading, and the format of its numbers.
-        whole: the value of a full bar; None: the largest absolute value in the table; 0: no bar.
-        signed: the bar starts in the middle of its cell and goes right or left.
-        short: the heading in a narrow terminal.
-        minor: omit the bar in a narrow terminal.
-    """
-
-    heading: str
-    digits: str = ".3g"
-    whole: float | None = 0
-    signed: bool = False
-    short: str = ""
-    minor: bool = False
-
-
-LOOKS = {
-    "share.residual": Look("share", ".2f", 1),
-    "ratio": Look("|F|/|s|", ".2f", None, minor=True),
-    "cosine": Look("cosine", "+.2f", 1, signed=True, minor=True),
-    "cosine_centered": Look("centred", "+.2f", 1, signed=True, minor=True),
-    "contribution": Look("contribution", "+.2f", None, signed=True, short="contrib"),
-    "lesion.delta_logit": Look("without it", "+.2f", None, signed=True, short="without"),
-    "lens.target_probability": Look("lens", ".2f", 1),
-    "lesion.target_delta_logit": Look("without it", "+.2f", None, signed=True, short="without"),
-    "lesion.kl": Look("KL", ".2f", None),
-    "relu.clip_fraction": Look("clipped", ".2f", 1),
-}
 # Without `quantities`: these, or the second row for a network without shortcuts.
 USUAL = ("share.residual", "ratio", "cosine", "contribution")
 WITHOUT_SHORTCUTS = ("rms.residual", "rms.output", "relu.clip_fraction")
@@ -134,10 +105,12 @@ def print_blocks(document: Document, scalars: Scalars) -> None:
     Args:
         scalars: for each name one value for each block of the document; NaN: the block has none.
     """
+    from introspection.quantities import GROUPS
+
     blocks = document["blocks"]
-    columns = [_column(blocks, name, values, LOOKS.get(name, Look(name))) for name, values in scalars.items()]
+    columns = [_column(blocks, name, values, look_of(name)) for name, values in scalars.items()]
     columns = [column for column in columns if any(value is not None for value in column.values)]
-    texts = {"lens": [_lens(block) for block in blocks], "flips to": [_flip(block) for block in blocks]}
+    texts = {group.heading: _lines(group, blocks) for group in GROUPS.values() if group.line}
     texts = {heading: lines for heading, lines in texts.items() if any(lines)}
     print_table(block_table(blocks, columns, texts, width_of_terminal()))
     print_notes(notes(document))
@@ -145,9 +118,11 @@ def print_blocks(document: Document, scalars: Scalars) -> None:
 
 def print_comparison(a: Document, b: Document, of_a: Scalars, of_b: Scalars) -> None:
     """Print one line for each block: each scalar of A and of B, and the difference B - A."""
+    from introspection.quantities import Look
+
     columns = []
     for name in of_a:
-        look = LOOKS.get(name, Look(name))
+        look = look_of(name)
         headed = Look(f"{look.heading}\nA", look.digits, short=f"{look.short or look.heading}\nA")
         first = _column(a["blocks"], name, of_a[name], headed)
         second = _column(b["blocks"], name, of_b[name], Look("\nB", look.digits))
@@ -233,14 +208,16 @@ def print_notes(lines: Sequence[str]) -> None:
 def notes(document: Document) -> list[str]:
     """Return what the logit consists of, what the columns and marks mean, and why a column is missing."""
     from introspection.pictures.parts import decomposition_text
+    from introspection.quantities import GROUPS
 
     blocks, found = document["blocks"], []
     if document.get("decomposition"):
         found.append(f"{document['target']['label']}: {decomposition_text(document['decomposition'])}")
-    if any(block.get("lens") for block in blocks):
-        found.append("lens: the answer, had the network stopped after the block")
-    if any(block.get("lesion") for block in blocks):
-        found.append("without it: how the top class's logit changes when the block's branch is removed")
+    found += [
+        group.note
+        for group in GROUPS.values()
+        if group.note and any(block.get(group.name) for block in blocks)
+    ]
     return found + _what_marks_mean(document) + _what_is_missing(document)
 
 
@@ -263,42 +240,54 @@ def _what_marks_mean(document: Document) -> list[str]:
     return [f"▲ ▼: above or below what {low:g} to {high:g} % of {images} gave"]
 
 
-def _lens(block: Document) -> str:
-    lens = block.get("lens")
-    return f"{100 * lens['probability']:3.0f} % {lens['label']}" if lens else ""
+def _lines(group: Group, blocks: Sequence[Document]) -> list[str]:
+    """Return what the table says of a group in each block; empty strings where there is nothing to say."""
+    assert group.line is not None
+    return [group.line(block[group.name]) if block.get(group.name) else "" for block in blocks]
 
 
-def _flip(block: Document) -> str:
-    lesion = block.get("lesion")
-    return lesion["label"] if lesion and lesion["flipped"] else ""
+def look_of(name: str) -> Look:
+    """Return how a scalar is shown; scalars without a look of their own are shown under their name."""
+    from introspection.quantities import NUMBERS, Look
+
+    return NUMBERS[name][1].look or Look(name)
 
 
-def shown_scalars(options: Options, manifest: Manifest) -> list[str]:
-    """Return the names of the scalars in a table for these options: the usual ones, or those asked for."""
+def shown_scalars(question: Question, manifest: Manifest) -> list[str]:
+    """Return the names of the scalars in a table for this question: the usual ones, or those asked for."""
     from introspection.quantities import why_absent
 
-    lesion = ["lesion.delta_logit"] if "lesion" in options.groups else []
-    if not options.complete:
-        return _named_scalars(options) + lesion
+    lesion = ["lesion.delta_logit"] if "lesion" in question.groups else []
+    if not question.complete:
+        return _named_scalars(question) + lesion
     exist = any(not why_absent(name, manifest) for name in USUAL)
     return [*(USUAL if exist else WITHOUT_SHORTCUTS), *lesion]
 
 
-def compared_scalars(options: Options) -> list[str]:
+def compared_scalars(question: Question) -> list[str]:
     """Return the names of the scalars for two images: lens and lesions are about the common target."""
     names = {"lens": "lens.target_probability", "lesion": "lesion.target_delta_logit"}
-    return _named_scalars(options) + [name for group, name in names.items() if group in options.groups]
+    return _named_scalars(question) + [name for group, name in names.items() if group in question.groups]
 
 
-def _named_scalars(options: Options) -> list[str]:
-    """Return the scalars asked for, without lens and lesion, which have columns of their own."""
-    from introspection.quantities import STYLES, scalar_names
+def _named_scalars(question: Question) -> list[str]:
+    """Return the scalars asked for, without those of groups that have columns of their own.
 
-    names = [STYLES[quantity].scalar for quantity in options.maps]
-    for group in options.groups:
-        if group not in ("share", "lens", "lesion"):
+    Of the two shares, which sum to 1, the branch's is there as the number of the map.
+    """
+    from introspection.quantities import GROUPS, MAPS, scalar_names
+
+    names = [MAPS[quantity].number for quantity in question.maps]
+    for group in question.groups:
+        if group != "share" and GROUPS[group].line is None:
             names += scalar_names(group)
     return list(dict.fromkeys(names))
+
+
+def scalars_of(seen: Seen, question: Question, names: Sequence[str]) -> dict[str, list[float]]:
+    """Return those of the scalars `names` that were measured: one value for each block asked for."""
+    scalars, chosen = seen.values.scalars, list(question.blocks)
+    return {name: scalars[name][chosen].tolist() for name in names if name in scalars}
 
 
 def _column(blocks: Sequence[Document], name: str, values: Iterable[float], look: Look) -> Column:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from introspection.forms import JSON, OFFERED
+from introspection.forms import FORMS, JSON, Form
 from service.errors import NotAcceptable
 
 
-def negotiate(accept: Sequence[str]) -> str:
-    """The media type of OFFERED that the client likes best; JSON if it does not say.
+def negotiate(accept: Sequence[str]) -> Form:
+    """The form whose media type the client likes best; JSON if it does not say.
 
-    Of equally liked ones that which is named most exactly, then the first of OFFERED (RFC 9110, 12.5.1).
+    Of equally liked ones that which is named most exactly, then the first of FORMS (RFC 9110, 12.5.1).
 
     Raises:
         NotAcceptable: it accepts none of them.
@@ -20,19 +20,19 @@ def negotiate(accept: Sequence[str]) -> str:
     if not ranges:
         return JSON
     liked = {}
-    for offer in OFFERED:
+    for offer in FORMS:
         patterns = (offer, offer.split("/")[0] + "/*", "*/*")
         matching = [(-patterns.index(name), quality) for name, quality in ranges if name in patterns]
         exactness, quality = max(matching, default=(0, 0.0))
         liked[offer] = (quality, exactness)
-    best = max(OFFERED, key=lambda offer: liked[offer])
+    best = max(FORMS, key=lambda offer: liked[offer])
     if liked[best][0] <= 0:
         raise NotAcceptable(
             "Nothing that Accept allows can be given.",
-            f"Accept one of: {', '.join(OFFERED)}.",
-            offered=OFFERED,
+            f"Accept one of: {', '.join(FORMS)}.",
+            offered=tuple(FORMS),
         )
-    return best
+    return FORMS[best]
 
 
 def _media_range(text: str) -> tuple[str, float]:

@@ -1,21 +1,19 @@
 """Pictures are drawn on threads of their own, as one may take many seconds; few may wait for them.
 
-What nobody waits for any more ends soon: before each of its parts a drawing calls the check that it is given.
+A drawing is a generator of steps. The thread ends it between two steps if nobody waits for it any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 
+from introspection.steps import Steps
 from service.errors import Overloaded
 
 SMOOTHING = 0.2  # weight of the newest measurement in the seconds a drawing takes
-
-Draw = Callable[[Callable[[], None]], bytes]
 
 
 class DrawingPool:
@@ -30,14 +28,14 @@ class DrawingPool:
         self._drawing_s = 0.5
 
     def check_room(self) -> None:
-        """Raise Overloaded if `draw` would; it keeps no place."""
+        """Raise Overloaded if `draw` would; this reserves no place."""
         with self._lock:
             if self._pending >= self._most:
                 wait_s = self._pending * self._drawing_s / self._num_threads
                 raise Overloaded("As many pictures are waiting as the server takes.", wait_s)
 
-    async def draw(self, draw: Draw, deadline: float) -> bytes:
-        """What `draw` returns. It is called with a check, which raises when it should end.
+    async def draw(self, steps: Steps[bytes], deadline: float) -> bytes:
+        """Run the steps of a drawing, and return what they return.
 
         Args:
             deadline: a time of `time.monotonic()`.
@@ -47,15 +45,10 @@ class DrawingPool:
             TimeoutError: the deadline has passed.
         """
         gone = Event()
-
-        def check() -> None:
-            if gone.is_set() or time.monotonic() > deadline:
-                raise TimeoutError("nobody waits for the drawing any more")
-
         self.check_room()
         with self._lock:
             self._pending += 1
-        future = self._threads.submit(self._draw, draw, check)
+        future = self._threads.submit(self._draw, steps, gone, deadline)
         future.add_done_callback(self._ended)  # also if it is cancelled while it waits
         try:
             return await asyncio.wrap_future(future)
@@ -65,13 +58,19 @@ class DrawingPool:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _draw(self, draw: Draw, check: Callable[[], None]) -> bytes:
-        check()
+    def _draw(self, steps: Steps[bytes], gone: Event, deadline: float) -> bytes:
         started = time.monotonic()
-        drawn = draw(check)
-        with self._lock:
-            self._drawing_s += SMOOTHING * (time.monotonic() - started - self._drawing_s)
-        return drawn
+        while True:
+            if gone.is_set() or time.monotonic() > deadline:
+                steps.close()
+                raise TimeoutError("nobody waits for the drawing any more")
+            try:
+                next(steps)
+            except StopIteration as end:
+                with self._lock:
+                    self._drawing_s += SMOOTHING * (time.monotonic() - started - self._drawing_s)
+                drawn: bytes = end.value
+                return drawn
 
     def _ended(self, _: Future[bytes]) -> None:
         with self._lock:

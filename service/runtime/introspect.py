@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.preprocess import Row
-from introspection.measure import Quantities, measure
-from introspection.question import Options
-from introspection.rows import Run, graph_kind, image_row, lesion_logits, lesion_rows, num_lesion_rows
+from artifact.preprocess import Preprocessed, Row
+from introspection.graph_inputs import graph_kind, image_row, lesion_logits, lesion_rows, num_lesion_rows
+from introspection.measure import measure
+from introspection.question import Question
+from introspection.seen import Run, Seen
 from service.runtime.model import LoadedModel
 
 # Of lesions that wait at once: enough to keep several instances busy, and not all of a queue that others use.
@@ -18,18 +19,20 @@ BATCHES_A_CHUNK = 4
 QUEUE_PART = 4  # at most one in so many of its places
 
 
-def lesion_chunks(model: LoadedModel, pixels: NDArray[np.uint8], options: Options) -> Iterator[Sequence[Row]]:
+def lesion_chunks(
+    model: LoadedModel, pixels: NDArray[np.uint8], question: Question
+) -> Iterator[Sequence[Row]]:
     """The rows of the lesions asked for, so many at a time that full batches form and others get in."""
-    if not num_lesion_rows(options):
+    if not num_lesion_rows(question):
         return
     batcher = model.graphs["introspect"].batcher
     size = max(1, min(batcher.queue_capacity // QUEUE_PART, BATCHES_A_CHUNK * batcher.largest_batch))
-    rows = lesion_rows(pixels, options.gates_L, options.blocks)
+    rows = lesion_rows(pixels, question.gates_L, question.blocks)
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
-def introspect(model: LoadedModel, pixels: NDArray[np.uint8], options: Options) -> tuple[Quantities, Run]:
+def introspect(model: LoadedModel, image: Preprocessed, question: Question) -> Seen:
     """All that was asked for about one image, and how its own row ran; without a server.
 
     Raises:
@@ -37,14 +40,15 @@ def introspect(model: LoadedModel, pixels: NDArray[np.uint8], options: Options) 
         NotFiniteError: activations left float32's range.
         BatchFailed: the engine failed.
     """
-    graph = model.graphs[graph_kind(model.manifest, options)]
-    [future] = graph.batcher.submit([image_row(graph.graph, pixels, options)])
+    graph = model.graphs[graph_kind(model.manifest, question)]
+    [future] = graph.batcher.submit([image_row(graph.graph, image.pixels, question)])
     result = future.result()
     removed = [
         future.result().outputs["logits"].copy()
-        for chunk in lesion_chunks(model, pixels, options)
+        for chunk in lesion_chunks(model, image.pixels, question)
         for future in model.graphs["introspect"].batcher.submit(chunk)
     ]
-    lesions = lesion_logits(options, removed)
-    quantities = measure(model.manifest, result.outputs, target=options.target.index, lesions=lesions)
-    return quantities, Run(graph.precision, graph.engine.name, {"inference": result.inference_ms})
+    lesions = lesion_logits(question, removed)
+    values = measure(model.manifest, result.outputs, target=question.target.index, lesions=lesions)
+    run = Run(graph.precision, graph.engine.name, {"inference": result.inference_ms})
+    return Seen(model.manifest, values, image, run)

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from artifact.manifest import CONSTANTS, SCALARS, Manifest, lens_blocks
-from introspection.attribution import LesionLogits
 from introspection.document import (
-    ASK_FOR_LESIONS,
     NO_LENS,
     NO_REFERENCE,
     NOT_ASKED,
@@ -26,16 +24,15 @@ from introspection.document import (
 )
 from introspection.encoding import decode_codes, decode_map, encode_map
 from introspection.forms import to_npz
-from introspection.measure import Quantities, measure
-from introspection.quantities import MAP_QUANTITIES, NOT_EXPORTED, NULLABLE, SCALAR_GROUPS, MapQuantity
-from introspection.question import IntrospectQuery, Options, resolve
-from introspection.rows import Run
+from introspection.measure import Values, measure
+from introspection.quantities import GROUPS, MAPS, NOT_EXPORTED
+from introspection.question import IntrospectQuery, Question, resolve
+from introspection.readings import LesionLogits
 from introspection.scales import map_range
 from introspection.schemas import Introspection
 from tests.support.measured import Measured, made_reference, measured, random_blocks, resnet50_manifest, seen
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2)]
-RUN = Run("fp32", "onnxruntime", {"decode": 1.23456, "queue": 0.1, "inference": 22.2, "total": 23.5})
 
 KEYS = {
     "": "model image target predictions gates blocks decomposition checks reference timing_ms null_reasons",
@@ -59,22 +56,22 @@ KEYS = {
 }
 
 
-def options(case: Measured, **given: Any) -> Options:
+def options(case: Measured, **given: Any) -> Question:
     return resolve(IntrospectQuery(**given), case.manifest)
 
 
 def ask(case: Measured, **given: Any) -> dict[str, Any]:
-    return document_of(case.quantities, case.manifest, **given)
+    return document_of(case.values, case.manifest, **given)
 
 
-def document_of(quantities: Quantities, manifest: Manifest, /, **given: Any) -> dict[str, Any]:
-    document = answer(quantities, manifest, resolve(IntrospectQuery(**given), manifest), seen(), RUN)
+def document_of(quantities: Values, manifest: Manifest, /, **given: Any) -> dict[str, Any]:
+    document = answer(seen(quantities, manifest), resolve(IntrospectQuery(**given), manifest))
     Introspection.model_validate(document)
     parsed: dict[str, Any] = json.loads(to_json(document))
     return parsed
 
 
-def with_lesions(case: Measured, *blocks: int, target: int | None = None) -> Quantities:
+def with_lesions(case: Measured, *blocks: int, target: int | None = None) -> Values:
     """Each of them removed, and logits made up for it."""
     logits = np.random.default_rng(9).standard_normal((len(blocks) + 1, 12)).astype(np.float32)
     logits[0] = case.logits_K
@@ -96,7 +93,7 @@ def test_the_keys_are_the_contracts_in_its_order(case: Measured) -> None:
     of_block = ("receptive_field", "rms", "energy", "share", "relu", "lens", "lesion")
     objects |= {name: block[name] for name in of_block}
     assert {name: " ".join(value) for name, value in objects.items()} == KEYS
-    assert tuple(block["maps"]) == MAP_QUANTITIES
+    assert tuple(block["maps"]) == tuple(MAPS)
     assert document["null_reasons"] == {}
 
 
@@ -105,7 +102,7 @@ def test_what_must_be_asked_for_says_so(case: Measured) -> None:
     assert list(document["blocks"][0]) == KEYS["block"].split()
     assert [block["lesion"] for block in document["blocks"]] == [None] * 4
     no_reference = {"reference": NO_REFERENCE, "outside_band": NO_REFERENCE}
-    assert document["null_reasons"] == {"lesion": ASK_FOR_LESIONS} | no_reference
+    assert document["null_reasons"] == {"lesion": GROUPS["lesion"].reminder} | no_reference
     assert (document["reference"], document["blocks"][0]["outside_band"]) == (None, None)
 
     document = ask(case, quantities="ratio,lens")
@@ -171,11 +168,11 @@ def test_a_picture_lists_the_target_whatever_its_rank(case: Measured) -> None:
     ranks = np.argsort(-case.logits_K).tolist()
     for target, expected in ((ranks[2], ranks[:3]), (ranks[-1], [*ranks[:2], ranks[-1]])):
         quantities = measure(case.manifest, case.outputs, target=target)
-        rows = predictions_with_target(quantities, case.manifest, top_k=5, most=3)
+        rows = predictions_with_target(seen(quantities, case.manifest), top_k=5, most=3)
         assert [row["index"] for row in rows] == expected
     assert rows[-1]["label"] == f"class {ranks[-1]}"
     assert rows[-1]["logit"] == pytest.approx(case.logits_K.min())
-    alone = predictions_with_target(quantities, case.manifest, top_k=1, most=3)
+    alone = predictions_with_target(seen(quantities, case.manifest), top_k=1, most=3)
     assert [row["index"] for row in alone] == [ranks[0], ranks[-1]]
 
 
@@ -196,7 +193,7 @@ def test_what_an_old_artifact_lacks_is_null_with_the_reason(case: Measured) -> N
         assert document["null_reasons"][name] == NOT_EXPORTED
     for block in document["blocks"]:
         assert (block["contribution"], block["lens"], block["maps"]["contribution"]) == (None, None, None)
-    data = to_npz(quantities, old, resolve(IntrospectQuery(maps="u8"), old), seen(), RUN)
+    data = to_npz(seen(quantities, old), resolve(IntrospectQuery(maps="u8"), old))
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         assert np.isnan(arrays["scalars/contribution"]).all()
         assert np.isnan(arrays["scalars/lens.probability"]).all()
@@ -205,7 +202,7 @@ def test_what_an_old_artifact_lacks_is_null_with_the_reason(case: Measured) -> N
 
 
 def test_what_is_outside_of_the_band(case: Measured) -> None:
-    ratio = case.quantities.scalars["ratio"][0]
+    ratio = case.values.scalars["ratio"][0]
     bands = {
         "ratio": (ratio - 2e-9, ratio - 1e-9, ratio - 1e-9),
         "rms.residual": (1e6, 2e6, 3e6),
@@ -216,7 +213,7 @@ def test_what_is_outside_of_the_band(case: Measured) -> None:
     }
     reference = made_reference(case.manifest, bands)
     known = case.manifest.model_copy(update={"reference": reference})
-    document = document_of(case.quantities, known)
+    document = document_of(case.values, known)
     assert document["reference"] == {
         "dataset": "made up",
         "num_images": 100,
@@ -227,7 +224,7 @@ def test_what_is_outside_of_the_band(case: Measured) -> None:
     assert first == {"rms.residual": "below", "ratio": "above", "contribution": "below"}
     assert last.items() >= {"lens.probability": "below", "lens.target_logit": "below"}.items()
     # Only of what was asked for; and the reference knows contributions to the best class only.
-    document = document_of(case.quantities, known, quantities="share,rms")
+    document = document_of(case.values, known, quantities="share,rms")
     assert document["blocks"][0]["outside_band"] == {"rms.residual": "below"}
     worst = int(case.logits_K.argmin())
     other = measure(known, case.outputs, target=worst)
@@ -236,7 +233,7 @@ def test_what_is_outside_of_the_band(case: Measured) -> None:
     assert document["blocks"][3]["outside_band"] == {"lens.probability": "below"}
     unknown = made_reference(known).model_copy(update={"scalars": {"ratio": (None,) * 4}})
     none_known = case.manifest.model_copy(update={"reference": unknown})
-    assert document_of(case.quantities, none_known)["blocks"][0]["outside_band"] == {}
+    assert document_of(case.values, none_known)["blocks"][0]["outside_band"] == {}
 
 
 def test_the_header_says_what_was_asked_and_seen(case: Measured) -> None:
@@ -323,8 +320,7 @@ def test_size_of_resnet50() -> None:
     document = document_of(quantities, manifest, maps="none")
     assert len(to_json(document)) < 11_000
     scalars_alone = [
-        {name: value for name, value in block.items() if name in SCALAR_GROUPS}
-        for block in document["blocks"]
+        {name: value for name, value in block.items() if name in GROUPS} for block in document["blocks"]
     ]
     assert len(to_json({"blocks": scalars_alone})) < 8_000
 
@@ -333,9 +329,9 @@ def test_size_of_resnet50() -> None:
 @pytest.mark.parametrize("scale", ["image", "stage"])
 def test_maps_come_back(case: Measured, encoding: str, scale: str) -> None:
     document = ask(case, maps=encoding, scale=scale)
-    quantities = case.quantities
+    quantities = case.values
     for index, block in enumerate(document["blocks"]):
-        for quantity in MAP_QUANTITIES:
+        for quantity in tuple(MAPS):
             entry = block["maps"][quantity]
             values = quantities.maps[quantity][quantities.slices[index]].reshape(entry["shape"])
             step = (entry["vmax"] - entry["vmin"]) / (entry["levels"] or 255)
@@ -349,8 +345,8 @@ def test_scales_are_raw_declared_and_shared(case: Measured) -> None:
     everything = ask(case)["blocks"]
     for quantity in ("residual", "shortcut", "output"):
         [vmax] = {block["maps"][quantity]["vmax"] for block in everything}
-        assert vmax == pytest.approx(case.quantities.maps[quantity].max(), rel=1e-5)
-        assert vmax >= case.quantities.maps[quantity].max()
+        assert vmax == pytest.approx(case.values.maps[quantity].max(), rel=1e-5)
+        assert vmax >= case.values.maps[quantity].max()
         assert ask(case, blocks="stage3")["blocks"][0]["maps"][quantity]["vmax"] == vmax
         [vmin] = {block["maps"][quantity]["vmin"] for block in everything}
         assert vmin == 0
@@ -359,13 +355,13 @@ def test_scales_are_raw_declared_and_shared(case: Measured) -> None:
     by_stage = [block["maps"]["residual"]["vmax"] for block in ask(case, scale="stage")["blocks"]]
     assert by_stage[0] == by_stage[1]
     assert len(set(by_stage)) == 3
-    second = case.quantities.maps["residual"][case.quantities.slices[2]].max()
+    second = case.values.maps["residual"][case.values.slices[2]].max()
     assert by_stage[2] == pytest.approx(second, rel=1e-5)
-    assert map_range(case.quantities, case.manifest, "residual", "stage", 2) == (0, by_stage[2])
+    assert map_range(seen(case.values, case.manifest), "residual", "stage", 2) == (0, by_stage[2])
 
 
 def test_contribution_is_scaled_around_zero(case: Measured) -> None:
-    values, slices = np.abs(case.quantities.maps["contribution"]), case.quantities.slices
+    values, slices = np.abs(case.values.maps["contribution"]), case.values.slices
     peaks = [values[part].max() for part in slices]
     of_stages = [max(peaks[:2]), max(peaks[:2]), *peaks[2:]]
     for scale, expected in (("image", [values.max()] * 4), ("stage", of_stages)):
@@ -378,7 +374,7 @@ def test_a_reference_scale_is_the_same_for_every_image(case: Measured) -> None:
     peaks = {"residual": 0.5, "shortcut": 7.25, "output": 100.0, "contribution": 0.125}
     reference = made_reference(case.manifest, maps=peaks)
     known = case.manifest.model_copy(update={"reference": reference})
-    block = document_of(case.quantities, known, scale="reference")["blocks"][0]
+    block = document_of(case.values, known, scale="reference")["blocks"][0]
     ranges = {quantity: (entry["vmin"], entry["vmax"]) for quantity, entry in block["maps"].items()}
     assert ranges == {
         "residual": (0, 0.5),
@@ -390,23 +386,23 @@ def test_a_reference_scale_is_the_same_for_every_image(case: Measured) -> None:
         "contribution": (-0.125, 0.125),
     }
     cut = decode_map(block["maps"]["residual"])
-    exact = case.quantities.maps["residual"][case.quantities.slices[0]].reshape(cut.shape)
+    exact = case.values.maps["residual"][case.values.slices[0]].reshape(cut.shape)
     assert exact.max() > 0.5  # what is beyond the scale is cut to it
     np.testing.assert_allclose(cut, np.minimum(exact, 0.5), atol=0.5 / 255)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(MAP_QUANTITIES),
+    st.sampled_from(tuple(MAPS)),
     arrays.arrays(np.float64, (3, 4), elements=st.floats(0, 1)),
     st.floats(0.01, 1e6),
     st.booleans(),
 )
-def test_u8_is_right_to_half_a_step(quantity: MapQuantity, unit: Any, extent: float, with_null: bool) -> None:
+def test_u8_is_right_to_half_a_step(quantity: str, unit: Any, extent: float, with_null: bool) -> None:
     signed = quantity in ("ratio", "cosine", "contribution")
     vmin, vmax = (-extent, extent) if signed else (0.0, extent)
     values = vmin + unit * (vmax - vmin)
-    if with_null and quantity in NULLABLE:
+    if with_null and MAPS[quantity].nullable:
         values[1, 2] = np.nan
     entry = encode_map(values, quantity, vmin, vmax, "u8")
     decoded = decode_map(entry)
@@ -438,7 +434,7 @@ def test_what_float16_cannot_hold_is_sent_as_float32() -> None:
 
 def test_npz_holds_the_same_answer(case: Measured) -> None:
     resolved = options(case, blocks="stage1.1,stage3", gates="stage2:0.5")
-    data = to_npz(case.quantities, case.manifest, resolved, seen(), RUN)
+    data = to_npz(seen(case.values, case.manifest), resolved)
     with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
         arrays = dict(loaded)
     metadata = json.loads(str(arrays["metadata"]))
@@ -458,7 +454,7 @@ def test_npz_holds_the_same_answer(case: Measured) -> None:
     energies = [arrays[f"scalars/energy.{part}"] for part in ("residual", "shortcut", "cross")]
     assert sum(energies) == pytest.approx([1, 1])
     assert arrays["scalars/contribution"].tolist() == [
-        case.quantities.scalars["contribution"][index] for index in (1, 3)
+        case.values.scalars["contribution"][index] for index in (1, 3)
     ]
     assert arrays["lens_blocks"].tolist() == ["stage3.0"]
     assert np.array_equal(arrays["lens_logits"], case.outputs["lens"])
@@ -469,7 +465,7 @@ def test_npz_holds_the_same_answer(case: Measured) -> None:
 def test_npz_has_the_logits_without_each_block(case: Measured) -> None:
     quantities = with_lesions(case, 1, 3)
     resolved = options(case, blocks="stage1.1,stage3", quantities="lesion")
-    with np.load(io.BytesIO(to_npz(quantities, case.manifest, resolved, seen(), RUN))) as arrays:
+    with np.load(io.BytesIO(to_npz(seen(quantities, case.manifest), resolved))) as arrays:
         assert quantities.lesions is not None
         assert np.array_equal(arrays["lesion_logits"], quantities.lesions.logits)
         assert np.array_equal(arrays["lesion_logits"][0], arrays["logits"])
@@ -480,7 +476,7 @@ def test_npz_has_the_logits_without_each_block(case: Measured) -> None:
 def test_npz_without_maps_and_with_codes(case: Measured) -> None:
     for encoding, dtype in (("none", None), ("u8", np.uint8), ("f16", np.float16)):
         resolved = options(case, maps=encoding, quantities="share")
-        data = to_npz(case.quantities, case.manifest, resolved, seen(), RUN)
+        data = to_npz(seen(case.values, case.manifest), resolved)
         with np.load(io.BytesIO(data), allow_pickle=False) as loaded:
             dtypes = {loaded[name].dtype for name in loaded if name.startswith("maps/")}
         assert dtypes == ({np.dtype(dtype)} if dtype else set())

@@ -15,10 +15,10 @@ from PIL import Image
 
 from artifact.manifest import SCALARS, Variant, lens_blocks, read_manifest
 from artifact.postprocess import softmax
-from introspection.attribution import LesionLogits
 from introspection.mean_squares import COSINE_ERROR_LIMIT
-from introspection.measure import NotFiniteError, Quantities, measure
-from introspection.quantities import MAP_QUANTITIES
+from introspection.measure import Values, measure
+from introspection.quantities import MAPS
+from introspection.readings import LesionLogits, NotFiniteError
 from models.resnet import build
 from tests.conftest import liven
 from tests.support.measured import Measured, measured, random_blocks
@@ -79,11 +79,11 @@ def tensors(case: Measured, index: int) -> tuple[Float64, Float64]:
     return case.residuals[index].astype(np.float64), case.shortcuts[index].astype(np.float64)
 
 
-def block_maps(case: Measured, quantities: Quantities, index: int) -> dict[str, Float64]:
+def block_maps(case: Measured, quantities: Values, index: int) -> dict[str, Float64]:
     shape = case.manifest.blocks[index].shape[1:]
     return {
         name: quantities.maps[name][quantities.slices[index]].reshape(shape)
-        for name in MAP_QUANTITIES
+        for name in tuple(MAPS)
         if name != "contribution"
     }
 
@@ -92,7 +92,7 @@ def block_maps(case: Measured, quantities: Quantities, index: int) -> dict[str, 
 @pytest.mark.parametrize("seed", range(3))
 def test_scalars_are_those_of_the_tensors(variant: Variant, seed: int) -> None:
     case = random_blocks(SHAPES, seed, variant)
-    scalars = case.quantities.scalars
+    scalars = case.values.scalars
     for index in range(len(SHAPES)):
         for name, expected in reference_scalars(*tensors(case, index), variant).items():
             # With four positions, little is left of a variance when the channels' means are taken off.
@@ -104,7 +104,7 @@ def test_scalars_are_those_of_the_tensors(variant: Variant, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_maps_are_those_of_the_tensors(variant: Variant, seed: int) -> None:
     case = random_blocks(SHAPES, seed, variant)
-    quantities = case.quantities
+    quantities = case.values
     for index in range(len(SHAPES)):
         ours = block_maps(case, quantities, index)
         for name, expected in reference_maps(*tensors(case, index), variant).items():
@@ -121,7 +121,7 @@ def test_a_branch_that_is_tiny_beside_the_shortcut(strength: float) -> None:
     # The network adds in float32, so that is the sum which the reference must split.
     F = (s + F) - s if strength < 1e-3 else F
     case = measured([F], [s])
-    quantities = case.quantities
+    quantities = case.values
     expected = reference_scalars(*tensors(case, 0), "v1")
     assert quantities.scalars["ratio"][0] == pytest.approx(expected["ratio"], rel=1e-6)
     assert quantities.scalars["energy.residual"][0] == pytest.approx(expected["energy.residual"], rel=1e-6)
@@ -143,7 +143,7 @@ def test_a_branch_that_is_tiny_beside_the_shortcut(strength: float) -> None:
 def test_a_dead_branch() -> None:
     """F = 0, as a gate of 0 makes it: nothing is added, and no direction can be given."""
     s = np.random.default_rng(0).random((8, 4, 4)).astype(np.float32)
-    quantities = measured([np.zeros_like(s)], [s]).quantities
+    quantities = measured([np.zeros_like(s)], [s]).values
     values = {name: float(array[0]) for name, array in quantities.scalars.items()}
     assert values["ratio"] == values["rms.residual"] == values["std_residual"] == 0
     assert values["energy.residual"] == 0
@@ -157,7 +157,7 @@ def test_a_dead_branch() -> None:
 
 def test_a_block_without_any_signal() -> None:
     zeros = np.zeros((8, 4, 4), np.float32)
-    quantities = measured([zeros], [zeros]).quantities
+    quantities = measured([zeros], [zeros]).values
     assert (quantities.maps["share"] == 0.5).all()
     assert (quantities.maps["ratio"] == 0).all()
     for name in ("ratio", "cosine", "cosine_centered", "energy.cross", "share.residual", "relu.clip_energy"):
@@ -168,7 +168,7 @@ def test_a_block_without_any_signal() -> None:
 def test_a_branch_that_undoes_the_shortcut() -> None:
     """u = 0 although F and s are not: the energies have no denominator, the cosine is -1."""
     s = np.random.default_rng(0).random((8, 4, 4)).astype(np.float32)
-    quantities = measured([-s], [s]).quantities
+    quantities = measured([-s], [s]).values
     assert np.isnan(quantities.scalars["energy.residual"][0])
     assert quantities.scalars["cosine"][0] == -1
     assert quantities.maps["cosine"] == pytest.approx(-1)
@@ -177,12 +177,12 @@ def test_a_branch_that_undoes_the_shortcut() -> None:
 
 def test_one_position_has_no_centred_cosine() -> None:
     case = random_blocks([(64, 1, 1)])
-    assert np.isnan(case.quantities.scalars["cosine_centered"][0])
-    assert np.isfinite(case.quantities.scalars["cosine"][0])
+    assert np.isnan(case.values.scalars["cosine_centered"][0])
+    assert np.isfinite(case.values.scalars["cosine"][0])
 
 
 def test_v2_has_no_relu_figures() -> None:
-    scalars = random_blocks(SHAPES, variant="v2").quantities.scalars
+    scalars = random_blocks(SHAPES, variant="v2").values.scalars
     relu = [values for name, values in scalars.items() if name.startswith("relu.")]
     assert len(relu) == 4
     assert np.isnan(relu).all()
@@ -195,7 +195,7 @@ def test_sums_and_ranges_hold(seed: int, gate: float, magnitude: float) -> None:
     scale = np.float32(10**magnitude)
     residuals = [np.float32(gate) * scale * F for F in base.residuals]
     case = measured(residuals, [scale * s for s in base.shortcuts])
-    quantities = case.quantities
+    quantities = case.values
     scalars, maps = quantities.scalars, quantities.maps
     energies = scalars["energy.residual"] + scalars["energy.shortcut"] + scalars["energy.cross"]
     np.testing.assert_allclose(energies, 1, atol=1e-9)
@@ -208,8 +208,8 @@ def test_sums_and_ranges_hold(seed: int, gate: float, magnitude: float) -> None:
 
 def test_the_checks_are_small_and_notice_what_is_wrong() -> None:
     case = random_blocks(SHAPES)
-    assert case.quantities.energy_sum_err < 1e-5
-    assert case.quantities.map_scalar_err < 1e-6
+    assert case.values.energy_sum_err < 1e-5
+    assert case.values.map_scalar_err < 1e-6
 
     wrong = case.scalars_LS.copy()
     wrong[1, SCALARS.index("sum_mean_square")] *= 1.01
@@ -234,7 +234,7 @@ def test_outputs_that_are_not_finite_are_refused(output: str, bad: float) -> Non
 
 def test_contributions_are_summed_by_block() -> None:
     case = random_blocks(SHAPES)
-    quantities, contributions_P = case.quantities, case.outputs["contributions"].astype(np.float64)
+    quantities, contributions_P = case.values, case.outputs["contributions"].astype(np.float64)
     assert np.array_equal(quantities.maps["contribution"], contributions_P)
     expected = [contributions_P[part].sum() for part in quantities.slices]
     assert quantities.scalars["contribution"] == pytest.approx(expected)

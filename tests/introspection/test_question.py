@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from artifact.manifest import Label
-from introspection.quantities import MAP_QUANTITIES, SCALAR_GROUPS
-from introspection.question import IntrospectQuery, Options, ParameterError, Target, parse_target, resolve
+from introspection.quantities import GROUPS, MAPS
+from introspection.question import IntrospectQuery, ParameterError, Question, Target, parse_target, resolve
 from tests.support.measured import made_manifest, made_reference
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (16, 4, 4), (32, 2, 2)]
@@ -24,7 +24,7 @@ LABELS = (
 )
 
 
-def options(**given: Any) -> Options:
+def options(**given: Any) -> Question:
     return resolve(IntrospectQuery(**given), MANIFEST)
 
 
@@ -32,8 +32,8 @@ def test_everything_has_a_default() -> None:
     default = options()
     assert default.target == Target("top1", None)
     assert default.blocks == (0, 1, 2, 3, 4)
-    assert default.maps == MAP_QUANTITIES
-    assert default.groups == tuple(group for group in SCALAR_GROUPS if group != "lesion")
+    assert default.maps == tuple(MAPS)
+    assert default.groups == tuple(group for group in GROUPS if group != "lesion")
     assert default.complete
     assert default.encoding is None
     assert default.gates_L.tolist() == [1, 1, 1, 1, 1]
@@ -74,7 +74,7 @@ def test_lesions_are_asked_for_either_way() -> None:
     assert options(quantities="contribution", lesion=True).groups == named.groups
     assert options(quantities="lesion", lesion=True).groups == ("lesion",)
     everything = options(lesion=True)
-    assert everything.groups == tuple(SCALAR_GROUPS)
+    assert everything.groups == tuple(GROUPS)
     assert everything.complete
 
 

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifact.manifest import Manifest, Variant
-from artifact.preprocess import Preprocessed, preprocess
+from artifact.preprocess import preprocess
 from export.pipeline import export_artifact
-from introspection.document import ASK_FOR_LESIONS, NO_REFERENCE, NOT_ASKED, answer, to_json
+from introspection.document import NO_REFERENCE, NOT_ASKED, answer, to_json
 from introspection.encoding import decode_map
 from introspection.forms import to_npz
-from introspection.measure import Quantities
+from introspection.measure import Values
 from introspection.pictures.sheet import contact_sheet
 from introspection.quantities import (
-    ABSENT,
-    MAP_QUANTITIES,
+    GROUPS,
+    MAPS,
     NO_RELU,
     NO_SHORTCUT,
     NOT_DIRECT,
     NOT_LINEAR,
     OUTPUTS,
+    lacking,
     why_absent,
 )
 from introspection.question import IntrospectQuery, ParameterError, resolve
-from introspection.rows import Run
 from introspection.schemas import Introspection
+from introspection.seen import Run, Seen
+from introspection.steps import finish
 from models.blocks import BlockTaps
 from models.resnet import ResNet, build
 from residuum.cli.main import main
@@ -85,20 +87,23 @@ class Case:
     variant: Variant
     network: ResNet
     manifest: Manifest
-    image: Preprocessed
+    seen: Seen
     gates: str
-    quantities: Quantities
+
+    @property
+    def values(self) -> Values:
+        return self.seen.values
 
     def ask(self, **given: Any) -> dict[str, Any]:
         options = resolve(IntrospectQuery(gates=self.gates, **given), self.manifest)
-        document = answer(self.quantities, self.manifest, options, self.image, RUN)
+        document = answer(self.seen, options)
         Introspection.model_validate(document)
         parsed: dict[str, Any] = json.loads(to_json(document))
         return parsed
 
     def sheet(self, **given: Any) -> NDArray[np.uint8]:
         options = resolve(IntrospectQuery(gates=self.gates, **given), self.manifest)
-        data = contact_sheet(self.quantities, self.manifest, options, self.image)
+        data = finish(contact_sheet(self.seen, options))
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             return np.asarray(picture)
 
@@ -114,8 +119,8 @@ def run(name: str, out: Path) -> Case:
         gates = f"{model.manifest.blocks[1].name}:0.5"
         image = preprocess(PHOTOGRAPH, model.manifest.preprocessing, keep_original=True)
         options = resolve(IntrospectQuery(gates=gates, lesion=True), model.manifest)
-        quantities, _ = introspect(model, image.pixels, options)
-        return Case(out, variant, network, model.manifest, image, gates, quantities)
+        seen = introspect(model, image, options)
+        return Case(out, variant, network, model.manifest, replace(seen, run=RUN), gates)
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +143,7 @@ def plain(case_of: Callable[[str], Case]) -> Case:
 def taps_in_float64(case: Case) -> list[BlockTaps]:
     """Every block's parts from the unfused network."""
     spec = case.manifest.preprocessing
-    pixels = (case.image.pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+    pixels = (case.seen.image.pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     gates = resolve(IntrospectQuery(gates=case.gates), case.manifest).gates_L
     network = liven(case.network).double()
     with torch.no_grad():
@@ -169,7 +174,7 @@ def references(tap: BlockTaps, variant: Variant) -> tuple[dict[str, float], dict
 def test_every_quantity_is_right_or_null(case: Case) -> None:
     """Against the unfused network in float64."""
     assert case.manifest.variant == case.variant
-    quantities = case.quantities
+    quantities = case.values
     for index, tap in enumerate(taps_in_float64(case)):
         scalars, maps = references(tap, case.variant)
         for name, values in quantities.scalars.items():
@@ -180,7 +185,7 @@ def test_every_quantity_is_right_or_null(case: Case) -> None:
                 assert values[index] == pytest.approx(scalars[name], rel=1e-4, abs=tolerance), (name, index)
             else:
                 assert np.isnan(values[index]), (name, index)
-        for quantity in set(MAP_QUANTITIES) - {"contribution"}:
+        for quantity in set(MAPS) - {"contribution"}:
             ours = quantities.maps[quantity][quantities.slices[index]]
             if quantity in maps:
                 truth = maps[quantity].reshape(-1)
@@ -195,7 +200,7 @@ def test_every_quantity_is_right_or_null(case: Case) -> None:
 
 def test_what_the_logit_is_made_of(case: Case) -> None:
     """Contributions sum to it where they exist; without them the artifact still has lens and lesions."""
-    quantities = case.quantities
+    quantities = case.values
     parts = quantities.decomposition
     assert (parts is None) == (case.variant in ("plain", "highway"))
     if parts is not None:
@@ -211,9 +216,9 @@ def test_what_the_logit_is_made_of(case: Case) -> None:
 
 def test_a_lesion_is_the_network_without_the_block(case: Case) -> None:
     """Against the unfused network in float64; the halved branch stays halved elsewhere."""
-    lesions, spec = case.quantities.lesions, case.manifest.preprocessing
+    lesions, spec = case.values.lesions, case.manifest.preprocessing
     assert lesions is not None
-    pixels = (case.image.pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
+    pixels = (case.seen.image.pixels / 255.0 - np.array(spec.mean)) / np.array(spec.std)
     gates_RL = np.tile(resolve(IntrospectQuery(gates=case.gates), case.manifest).gates_L, (4, 1))
     gates_RL[[1, 2, 3], [0, 1, 2]] = 0
     network = liven(case.network).double()
@@ -227,10 +232,10 @@ def test_a_lesion_is_the_network_without_the_block(case: Case) -> None:
 
 def test_json_says_why_each_null_is_null(case: Case) -> None:
     document = case.ask()
-    expected = REASONS[case.variant] | NO_REFERENCE_REASONS | {"lesion": ASK_FOR_LESIONS}
+    expected = REASONS[case.variant] | NO_REFERENCE_REASONS | {"lesion": GROUPS["lesion"].reminder}
     assert document["null_reasons"] == expected
     for block in document["blocks"]:
-        assert tuple(block["maps"]) == MAP_QUANTITIES
+        assert tuple(block["maps"]) == tuple(MAPS)
         nulls = {
             name
             for name in ("ratio", "cosine", "cosine_centered", "energy", "share", "contribution")
@@ -246,14 +251,14 @@ def test_json_says_why_each_null_is_null(case: Case) -> None:
 
 def test_npz_has_nan_where_json_has_null(case: Case) -> None:
     options = resolve(IntrospectQuery(maps="u8"), case.manifest)
-    data = to_npz(case.quantities, case.manifest, options, case.image, RUN)
+    data = to_npz(case.seen, options)
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         metadata = json.loads(str(arrays["metadata"]))
         for block in case.manifest.blocks:
-            for quantity in MAP_QUANTITIES:
+            for quantity in tuple(MAPS):
                 array = arrays[f"maps/{block.name}/{quantity}"]
                 assert array.shape == block.shape[1:]
-                assert np.isnan(array).all() == (quantity in ABSENT[case.variant])
+                assert np.isnan(array).all() == (quantity in lacking(case.variant))
         assert np.isnan(arrays["scalars/share.residual"]).all() == (case.variant == "plain")
         assert np.isnan(arrays["scalars/relu.erased"]).all()
         assert np.isnan(arrays["scalars/contribution"]).all() == (case.variant in ("plain", "highway"))
@@ -264,13 +269,13 @@ def test_a_picture_can_be_had(case: Case) -> None:
     default = "residual" if case.variant == "plain" else "share"
     picture = case.sheet()
     assert np.array_equal(picture, case.sheet(quantities=default))
-    existing = [quantity for quantity in MAP_QUANTITIES if not why_absent(quantity, case.manifest)]
+    existing = [quantity for quantity in tuple(MAPS) if not why_absent(quantity, case.manifest)]
     assert len(case.sheet(quantities=",".join(existing), scale="stage", render="raw")) > len(picture)
-    assert OUTPUTS.keys() == ABSENT.keys()
+    assert case.variant in OUTPUTS
 
 
 def test_a_map_that_does_not_exist_cannot_be_drawn(plain: Case) -> None:
-    for quantity in set(MAP_QUANTITIES) - set(PLAIN_MAPS):
+    for quantity in set(MAPS) - set(PLAIN_MAPS):
         why = why_absent(quantity, plain.manifest)
         with pytest.raises(ParameterError, match=f"no {quantity} to draw: {why}") as caught:
             plain.sheet(quantities=f"residual,{quantity}")

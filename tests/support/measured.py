@@ -20,13 +20,22 @@ from artifact.manifest import (
     ReceptiveField,
     Reference,
     ShortcutKind,
+    Tensor,
     Variant,
     lens_blocks,
 )
 from artifact.preprocess import Preprocessed
-from introspection.measure import Quantities, measure
+from introspection.measure import Values, measure
+from introspection.seen import Run, Seen
 
 Array = NDArray[np.float32]
+
+RUN = Run("fp32", "onnxruntime", {"decode": 1.23456, "queue": 0.1, "inference": 22.2, "total": 23.5})
+# What the graphs of `made_manifest` give.
+OUTPUTS: dict[GraphKind, tuple[str, ...]] = {
+    "introspect": ("logits", "scalars", "maps"),
+    "attribute": ("logits", "scalars", "maps", "lens", "contributions", "constants"),
+}
 
 # Of ResNet-50: blocks a stage, and channels of their output.
 RESNET50 = ((3, 256), (4, 512), (6, 1024), (3, 2048))
@@ -66,7 +75,7 @@ class Measured:
         return {"logits": self.logits_K, "scalars": self.scalars_LS, "maps": self.maps_MP}
 
     @property
-    def quantities(self) -> Quantities:
+    def values(self) -> Values:
         return measure(self.manifest, self.outputs)
 
 
@@ -141,7 +150,7 @@ def made_manifest(
         preprocessing=Preprocessing(resize=crop, crop=crop, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
         provenance=Provenance(source="nowhere", weights_sha256="0" * 64, num_parameters=1),
         blocks=tuple(blocks),
-        graphs=(_graph("introspect", len(labels)), _graph("attribute", len(labels))),
+        graphs=tuple(_graph(kind, len(labels)) for kind in OUTPUTS),
         golden_image="golden.png",
         created="2026-01-01",
     )
@@ -172,7 +181,7 @@ def _graph(kind: GraphKind, num_classes: int) -> Graph:
         num_bytes=1,
         opset=20,
         inputs=(),
-        outputs=(),
+        outputs=tuple(Tensor(name=name, dtype="float32", shape=()) for name in OUTPUTS[kind]),
         parity=Parity(
             num_images=1,
             batch_sizes=(1,),
@@ -197,7 +206,12 @@ def resnet50_manifest() -> Manifest:
     return made_manifest(shapes, labels=labels, crop=224)
 
 
-def seen(crop: int = 32) -> Preprocessed:
+def photograph_of(crop: int = 32) -> Preprocessed:
     """A photograph of 50 x 40 pixels of which the model saw the middle."""
     pixels = np.random.default_rng(3).integers(0, 256, (crop, crop, 3), np.uint8)
     return Preprocessed(pixels, "png", 50, 40, (5, 0, 45, 40))
+
+
+def seen(values: Values, manifest: Manifest) -> Seen:
+    """These values as if they had come of a photograph."""
+    return Seen(manifest, values, photograph_of(), RUN)

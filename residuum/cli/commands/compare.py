@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from residuum.cli.blocks import compared_scalars, print_comparison
+from residuum.cli.blocks import compared_scalars, print_comparison, scalars_of
 from residuum.cli.commands.introspect import look_at, print_seen
 from residuum.cli.options import (
     artifact_of,
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from artifact.manifest import read_manifest
-    from introspection.document import to_json
+    from introspection.document import answer, to_json
     from introspection.pictures.comparison import COMPARED, Subject, compared_maps, comparison_picture
     from introspection.quantities import why_absent
     from introspection.question import Target, resolve
@@ -57,31 +57,31 @@ def run(args: argparse.Namespace) -> int:
     if not args.quantities:
         existing = [name for name in COMPARED if not why_absent(name, manifest)]
         args.quantities = ",".join(existing or ["residual"])
-    options = resolve(introspect_query(args), manifest)
+    question = resolve(introspect_query(args), manifest)
     if drawn:
-        compared_maps(options, manifest)  # what it cannot hold fails here and not after all the work
+        compared_maps(question, manifest)  # what it cannot hold fails here and not after all the work
     with closing(open_model(args)) as model:
-        a = look_at(args.a, model, options, compared_scalars(options))
-        if options.target.index is None:
-            options = replace(options, target=Target("index", a.quantities.target))
-        b = look_at(args.b, model, options, compared_scalars(options))
-    documents = {"a": a.document, "b": b.document}
+        a = look_at(args.a, model, question)
+        documents = {"a": answer(a, question)}
+        if question.target.index is None:
+            question = replace(question, target=Target("index", a.values.target))
+        b = look_at(args.b, model, question)
+        documents["b"] = answer(b, question)
     if drawn:
-        pair = (
-            Subject(args.a.name, a.image, a.quantities),
-            Subject(args.b.name, b.image, b.quantities),
-        )
-        write_file(args.out, comparison_picture(pair, manifest, options))
+        pair = (Subject(args.a.name, a), Subject(args.b.name, b))
+        write_file(args.out, comparison_picture(pair, question))
     elif args.out:
         write_file(args.out, to_json(documents))
     if args.json:
         print_json(documents)
     else:
         print("A: ", end="")
-        print_seen(args.a, a)
+        print_seen(args.a, a, documents["a"])
         print("B: ", end="")
-        print_seen(args.b, b)
-        print_comparison(a.document, b.document, a.shown, b.shown)
+        print_seen(args.b, b, documents["b"])
+        names = compared_scalars(question)
+        of_a, of_b = (scalars_of(seen, question, names) for seen in (a, b))
+        print_comparison(documents["a"], documents["b"], of_a, of_b)
     if args.out:
         print(f"wrote {args.out}", file=sys.stderr)
     return 0

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from residuum.cli.blocks import print_blocks, print_predictions, shown_scalars
+from residuum.cli.blocks import Document, print_blocks, print_predictions, scalars_of, shown_scalars
 from residuum.cli.errors import CommandError
 from residuum.cli.options import (
     artifact_of,
@@ -22,10 +21,8 @@ from residuum.cli.options import (
 from residuum.cli.output import print_json, read_file, write_file
 
 if TYPE_CHECKING:
-    from artifact.preprocess import Preprocessed
-    from introspection.measure import Quantities
-    from introspection.question import Options
-    from introspection.rows import Run
+    from introspection.question import Question
+    from introspection.seen import Seen
     from service.runtime.model import LoadedModel
 
 EXAMPLES = """\
@@ -36,13 +33,16 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from introspection.forms import BY_SUFFIX
+
     parser.add_argument("image", type=Path, metavar="IMAGE", help="JPEG, PNG, WebP, GIF, TIFF or BMP")
     parser.add_argument(
         "-o",
         "--out",
         type=Path,
         metavar="FILE",
-        help="write .png (a sheet of the blocks; of one block all maps), .npz, .json or .zip, by its suffix",
+        help="write, by its suffix: "
+        + "; ".join(f"{suffix} ({form.description or 'the answer'})" for suffix, form in BY_SUFFIX.items()),
     )
     query_options(parser)
     image_options(parser)
@@ -50,43 +50,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from artifact.manifest import read_manifest
-    from introspection.forms import Form, shown, written
+    from introspection.document import answer
+    from introspection.forms import BY_SUFFIX, JSON
     from introspection.question import resolve
 
-    forms: dict[str, Form] = {".png": "png", ".npz": "npz", ".json": "json", ".zip": "zip"}
-    check_suffix(args.out, *forms)
-    form = forms[args.out.suffix.lower()] if args.out else "json"
+    check_suffix(args.out, *BY_SUFFIX)
+    form = BY_SUFFIX[args.out.suffix.lower()] if args.out else JSON
     manifest = read_manifest(artifact_of(args)[0])
-    options = resolve(introspect_query(args), manifest)
-    shown(form, options, manifest)  # what it cannot hold fails here and not after all the work
+    question = resolve(introspect_query(args), manifest)
+    form.shown(question, manifest)  # what the form cannot hold fails here and not after all the work
     with closing(open_model(args)) as model:
-        seen = look_at(args.image, model, options, shown_scalars(options, manifest))
+        seen = look_at(args.image, model, question)
     if args.out:
-        write_file(args.out, written(form, seen.quantities, manifest, options, seen.image, seen.run))
+        write_file(args.out, form.written(seen, question))
+    document = answer(seen, question)
     if args.json:
-        print_json(seen.document)
+        print_json(document)
     else:
-        print_seen(args.image, seen)
-        print_blocks(seen.document, seen.shown)
+        print_seen(args.image, seen, document)
+        print_blocks(document, scalars_of(seen, question, shown_scalars(question, manifest)))
     if args.out:
         print(f"wrote {args.out}", file=sys.stderr)
     return 0
 
 
-class Seen(NamedTuple):
-    """One image, and what its blocks did."""
-
-    image: Preprocessed
-    quantities: Quantities
-    run: Run
-    document: dict[str, Any]
-    shown: dict[str, list[float]]  # scalars for the table, by name
-
-
-def look_at(path: Path, model: LoadedModel, options: Options, names: Sequence[str]) -> Seen:
-    """Introspect an image file, for a table of the scalars `names`."""
+def look_at(path: Path, model: LoadedModel, question: Question) -> Seen:
+    """Introspect an image file."""
     from artifact.preprocess import ImageError, preprocess
-    from introspection.document import answer
     from service.runtime.introspect import introspect as run_introspection
 
     if model.introspect is None:
@@ -95,13 +85,9 @@ def look_at(path: Path, model: LoadedModel, options: Options, names: Sequence[st
         image = preprocess(read_file(path), model.manifest.preprocessing, keep_original=True)
     except ImageError as error:
         raise CommandError(f"{path}: {error}") from error
-    quantities, run = run_introspection(model, image.pixels, options)
-    document = answer(quantities, model.manifest, options, image, run)
-    scalars, chosen = quantities.scalars, list(options.blocks)
-    shown = {name: scalars[name][chosen].tolist() for name in names if name in scalars}
-    return Seen(image, quantities, run, document, shown)
+    return run_introspection(model, image, question)
 
 
-def print_seen(path: Path, seen: Seen) -> None:
+def print_seen(path: Path, seen: Seen, document: Document) -> None:
     print(f"{path} ({seen.image.format}, {seen.image.width} x {seen.image.height})")
-    print_predictions(seen.document["predictions"])
+    print_predictions(document["predictions"])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -14,13 +12,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from artifact.manifest import Manifest
 from artifact.preprocess import Row
-from introspection.attribution import LesionLogits
-from introspection.forms import FORMS, NPZ, PNG, WITH_PICTURES, ZIP, Form, shown, written
-from introspection.measure import NotFiniteError, Quantities, measure
-from introspection.pictures.parts import keep_on
-from introspection.question import Options, resolve
-from introspection.rows import Run, graph_kind, inputs, lesion_logits, num_lesion_rows
+from introspection.forms import FORMS, Form
+from introspection.graph_inputs import graph_kind, inputs, lesion_logits, num_lesion_rows
+from introspection.measure import Values, measure
+from introspection.question import Question, resolve
+from introspection.readings import LesionLogits, NotFiniteError
 from introspection.schemas import Introspection
+from introspection.seen import Run, Seen
+from introspection.steps import Steps, finish
 from service import errors
 from service.errors import DeadlineExceeded, InvalidParameter
 from service.http.body import read_image
@@ -44,12 +43,9 @@ RESPONSES = problem_responses(*IMAGE_PROBLEMS, errors.NotAcceptable) | {
         "model": Introspection,
         "description": "The answer, in the form that `Accept` asks for",
         "content": {
-            NPZ: {"schema": BINARY | {"description": "arrays for `numpy.load`, and the JSON as `metadata`"}},
-            PNG: {
-                "schema": BINARY
-                | {"description": "a contact sheet: the blocks over the photograph; all maps of one block"}
-            },
-            ZIP: {"schema": BINARY | {"description": "JSON, NPZ, and all pictures as PNG"}},
+            form.media_type: {"schema": BINARY | {"description": form.description}}
+            for form in FORMS.values()
+            if form.description
         },
     }
 }
@@ -73,17 +69,16 @@ RESPONSES = problem_responses(*IMAGE_PROBLEMS, errors.NotAcceptable) | {
 async def introspect(request: Request, query: Annotated[IntrospectParameters, Query()]) -> Response:
     """Maps and scalars of every residual block for one image. PUT is the same call, for `curl -T cat.jpg`."""
     serving = serving_of(request)
-    media_type = negotiate(request.headers.getlist("accept"))
-    form = FORMS[media_type]
+    form = negotiate(request.headers.getlist("accept"))
     with serving.models.lease(query.model) as model:
         request.state.model = model.name
-        options = shown(form, resolve(query, model.manifest), model.manifest)
+        question = form.shown(resolve(query, model.manifest), model.manifest)
         image = await read_image(request, serving.settings)
         deadline = serving.execution.deadline(query.timeout_ms)
         asked = query.model_dump_json(exclude={"timeout_ms"})
-        parameters = ("introspect", model.fingerprint, asked, media_type)
+        parameters = ("introspect", model.fingerprint, asked, form.media_type)
         work = serving.cache.get(
-            [image], parameters, lambda: _introspect(serving, model, image, options, form, deadline)
+            [image], parameters, lambda: _introspect(serving, model, image, question, form, deadline)
         )
         introspected, cached = await while_client_waits(request, deadline, work)
     headers = {"Vary": "Accept"}
@@ -91,7 +86,7 @@ async def introspect(request: Request, query: Annotated[IntrospectParameters, Qu
         headers["Cache-Status"] = CACHE_HIT
     else:
         request.state.stages = introspected.stages
-    return Response(introspected.body, media_type=media_type, headers=headers)
+    return Response(introspected.body, media_type=form.media_type, headers=headers)
 
 
 @dataclass(frozen=True)
@@ -105,41 +100,45 @@ class _Introspected:
 
 
 async def _introspect(
-    serving: Serving, model: LoadedModel, data: bytes, options: Options, form: Form, deadline: float
+    serving: Serving, model: LoadedModel, data: bytes, question: Question, form: Form, deadline: float
 ) -> _Introspected:
     started = time.monotonic()
-    if form in WITH_PICTURES:
+    if form.with_pictures:
         serving.drawings.check_room()
-    if num_rows := num_lesion_rows(options):
+    if num_rows := num_lesion_rows(question):
         serving.execution.check_time(model, "introspect", num_rows, deadline)
-    graph = graph_of(model, graph_kind(model.manifest, options))
+    graph = graph_of(model, graph_kind(model.manifest, question))
     ran = await serving.execution.run_images(
         model,
         graph.kind,
         [data],
         deadline,
-        inputs=inputs(graph.graph, options),
-        keep_original=form in WITH_PICTURES,
+        inputs=inputs(graph.graph, question),
+        keep_original=form.with_pictures,
     )
-    lesions, ran = await _without_blocks(serving, model, options, ran, deadline)
-    body = partial(_body, model.manifest, graph, options, ran, lesions, form, started)
-    if form not in WITH_PICTURES:
-        return _Introspected(await asyncio.to_thread(body), ran.stages)
+    lesions, ran = await _without_blocks(serving, model, question, ran, deadline)
+
+    def written() -> Steps[bytes]:
+        seen = _seen(model.manifest, graph, question, ran, lesions, started)
+        return (yield from form.steps(seen, question))
+
+    if not form.with_pictures:
+        return _Introspected(await asyncio.to_thread(lambda: finish(written())), ran.stages)
     try:
-        return _Introspected(await serving.drawings.draw(body, deadline), ran.stages)
+        return _Introspected(await serving.drawings.draw(written(), deadline), ran.stages)
     except TimeoutError as error:
         wait_s = serving.execution.seconds_until_free()
         raise DeadlineExceeded("The request's deadline has passed.", wait_s) from error
 
 
 async def _without_blocks(
-    serving: Serving, model: LoadedModel, options: Options, ran: Ran, deadline: float
+    serving: Serving, model: LoadedModel, question: Question, ran: Ran, deadline: float
 ) -> tuple[LesionLogits | None, Ran]:
-    """What comes out without each block, where that was asked for; its time counts as the run's inference."""
+    """The logits without each block, if asked for; the time that they took counts as the run's inference."""
     started = time.monotonic()
     logits = [
         logits_K
-        for rows in lesion_chunks(model, ran.images[0].pixels, options)
+        for rows in lesion_chunks(model, ran.images[0].pixels, question)
         for logits_K in await serving.execution.run_logits(model, "introspect", rows, deadline)
     ]
     if not logits:
@@ -147,45 +146,42 @@ async def _without_blocks(
     took_ms = (time.monotonic() - started) * 1000
     before = ran.stages
     stages = Stages(before.decode_ms, before.queue_ms, before.inference_ms + took_ms, before.batch_size)
-    return lesion_logits(options, logits), replace(ran, stages=stages)
+    return lesion_logits(question, logits), replace(ran, stages=stages)
 
 
-def _body(
+def _seen(
     manifest: Manifest,
     graph: LoadedGraph,
-    options: Options,
+    question: Question,
     ran: Ran,
     lesions: LesionLogits | None,
-    form: Form,
     started: float,
-    check: Callable[[], None] = keep_on,
-) -> bytes:
-    """What came out, in the form asked for."""
+) -> Seen:
+    """What came of the image; `started` is when the request was read."""
     [image], [result] = ran.images, ran.results
-    quantities = measured(manifest, options, result.outputs, lesions)
     timing_ms = {
         "decode": ran.stages.decode_ms,
         "queue": ran.stages.queue_ms,
         "inference": ran.stages.inference_ms,
-        "total": (time.monotonic() - started) * 1000,
     }
-    run = Run(graph.precision, graph.engine.name, timing_ms)
-    return written(form, quantities, manifest, options, image, run, check)
+    values = measured(manifest, question, result.outputs, lesions)
+    timing_ms["total"] = (time.monotonic() - started) * 1000
+    return Seen(manifest, values, image, Run(graph.precision, graph.engine.name, timing_ms))
 
 
 def measured(
-    manifest: Manifest, options: Options, outputs: Row, lesions: LesionLogits | None = None
-) -> Quantities:
-    """`measure`, where gates that blow the activations up are the client's mistake.
+    manifest: Manifest, question: Question, outputs: Row, lesions: LesionLogits | None = None
+) -> Values:
+    """`measure`; if activations are not finite because of gates, that is the client's mistake.
 
     Raises:
         InvalidParameter: activations are not finite, and gates were given.
         NotFiniteError: they are not, without gates.
     """
     try:
-        return measure(manifest, outputs, target=options.target.index, lesions=lesions)
+        return measure(manifest, outputs, target=question.target.index, lesions=lesions)
     except NotFiniteError as error:
-        if np.all(options.gates_L == 1):
+        if np.all(question.gates_L == 1):
             raise
         raise InvalidParameter(
             "gates", "gates: with these, activations leave the range of numbers.", "Choose smaller ones."

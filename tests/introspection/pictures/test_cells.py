@@ -9,6 +9,7 @@ from PIL import Image
 from artifact.manifest import Block, ReceptiveField
 from artifact.preprocess import Preprocessed
 from introspection.pictures.cells import (
+    Paint,
     cells_of_pixels,
     color_bar,
     grey_input,
@@ -67,7 +68,7 @@ def test_an_impulse_lands_where_it_was_seen() -> None:
     values = np.zeros((7, 7))
     values[2, 5] = 1.0
     grey = np.full((CROP, CROP), 100, np.uint8)
-    picture = overlay(values, block, CROP, grey, 0.0, 1.0, "viridis", 0.5)
+    picture = overlay(values, block, CROP, grey, Paint(0.0, 1.0, "viridis", 0.5))
     low, high = np.rint(0.5 * colorize(np.array([0.0, 1.0]), "viridis") + 50)
     inside = np.zeros((CROP, CROP), bool)
     inside[48:80, 144:176] = True
@@ -80,28 +81,30 @@ def test_nothing_is_stretched() -> None:
     block = block_of(32)
     grey = np.arange(CROP * CROP, dtype=np.uint32).reshape(CROP, CROP).astype(np.uint8)
     weak = np.linspace(0, 0.01, 49).reshape(7, 7)
-    solid = overlay(weak, block, CROP, grey, 0.0, 1.0, "viridis", 1.0)
+    solid = overlay(weak, block, CROP, grey, Paint(0.0, 1.0, "viridis", 1.0))
     assert np.ptp(solid, axis=(0, 1)).max() <= 4
-    assert np.array_equal(overlay(weak, block, CROP, grey, 0.0, 1.0, "viridis", 0.0)[..., 1], grey)
-    assert np.array_equal(overlay(weak * 0, block, CROP, grey, 0.0, 0.0, "viridis", 1.0)[0, 0], [68, 1, 84])
+    assert np.array_equal(overlay(weak, block, CROP, grey, Paint(0.0, 1.0, "viridis", 0.0))[..., 1], grey)
+    assert np.array_equal(
+        overlay(weak * 0, block, CROP, grey, Paint(0.0, 0.0, "viridis", 1.0))[0, 0], [68, 1, 84]
+    )
 
 
 def test_null_is_hatched_and_not_coloured() -> None:
     values = np.zeros((7, 7))
     values[3, 3] = np.nan
-    raw = raw_cells(values, 70, -1.0, 1.0, "coolwarm")
+    raw = raw_cells(values, 70, Paint(-1.0, 1.0, "coolwarm"))
     cell = raw[30:40, 30:40].reshape(-1, 3)
     assert np.ptp(cell, axis=1).max() == 0
     assert {int(value) for value in cell[:, 0]} == {255, 180}
     assert len(np.unique(raw[:30].reshape(-1, 3), axis=0)) == 1
 
     grey = np.full((CROP, CROP), 90, np.uint8)
-    drawn = overlay(values, block_of(32), CROP, grey, -1.0, 1.0, "coolwarm", 1.0)
+    drawn = overlay(values, block_of(32), CROP, grey, Paint(-1.0, 1.0, "coolwarm", 1.0))
     assert np.ptp(drawn[80:112, 80:112].astype(int), axis=2).max() == 0
 
 
 def test_raw_cells_have_one_size() -> None:
-    raw = raw_cells(np.arange(49.0).reshape(7, 7), 70, 0.0, 48.0, "magma")
+    raw = raw_cells(np.arange(49.0).reshape(7, 7), 70, Paint(0.0, 48.0, "magma"))
     blocks = raw.reshape(7, 10, 7, 10, 3)
     assert np.array_equal(blocks, np.broadcast_to(blocks[:, :1, :, :1], blocks.shape))
 
@@ -154,8 +157,8 @@ def test_over_the_whole_photograph_only_what_the_model_saw_has_colours() -> None
     values = np.zeros((7, 7))
     values[2, 5] = 1.0
     block = block_of(32)
-    picture = overlay_whole(values, block, CROP, whole, 0.0, 1.0, "viridis", 0.5)
-    inside = overlay(values, block, CROP, whole.grey[:, 25:75], 0.0, 1.0, "viridis", 0.5)
+    picture = overlay_whole(values, block, CROP, whole, Paint(0.0, 1.0, "viridis", 0.5))
+    inside = overlay(values, block, CROP, whole.grey[:, 25:75], Paint(0.0, 1.0, "viridis", 0.5))
     assert np.array_equal(picture[:, 25:75], inside)
     impulse = np.argwhere(np.abs(inside.astype(int) - inside[0, 0]).sum(-1) > 30)
     assert impulse.mean(0) == pytest.approx([(64 + 0.5) * 50 / CROP, (160 + 0.5) * 50 / CROP], abs=1)
@@ -175,5 +178,5 @@ def test_a_very_long_photograph_keeps_a_pixel_of_what_was_seen(width: int, heigh
     x0, y0, x1, y1 = whole.box
     assert 0 <= x0 < x1 <= whole.grey.shape[1]
     assert 0 <= y0 < y1 <= whole.grey.shape[0]
-    picture = overlay_whole(np.ones((7, 7)), block_of(32), CROP, whole, 0.0, 1.0, "viridis", 1.0)
+    picture = overlay_whole(np.ones((7, 7)), block_of(32), CROP, whole, Paint(0.0, 1.0, "viridis"))
     assert picture[y0, x0].tolist() == [253, 231, 37]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,17 @@ from PIL import Image
 
 from artifact.manifest import Label, Manifest
 from introspection import scales
-from introspection.forms import Form, shown, to_zip
-from introspection.measure import Quantities, measure
+from introspection.forms import BY_SUFFIX
+from introspection.measure import Values, measure
 from introspection.pictures.block import UNUSUAL, _draw_row, _Row, block_picture
 from introspection.pictures.colormaps import colorize
 from introspection.pictures.comparison import Subject, compared_maps, comparison_picture
 from introspection.pictures.parts import ACCENT, blank, decomposition_text, number_of
 from introspection.pictures.sheet import WIDTH, contact_sheet, packed
-from introspection.quantities import MAP_QUANTITIES, SCALAR_ROWS, STYLES, ColormapName, MapQuantity
+from introspection.quantities import MAPS, NUMBERS, ColormapName
 from introspection.question import IntrospectQuery, ParameterError, resolve
-from introspection.rows import Run
 from introspection.scales import map_range
+from introspection.steps import Steps, finish
 from tests.support.measured import Measured, made_manifest, made_reference, measured, random_blocks, seen
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2)]
@@ -37,14 +36,14 @@ def case() -> Measured:
 
 
 def sheet(case: Measured, **given: Any) -> NDArray[np.uint8]:
-    return drawn(contact_sheet, case.quantities, case.manifest, **given)
+    return drawn(contact_sheet, case.values, case.manifest, **given)
 
 
 def drawn(
-    draw: Callable[..., bytes], quantities: Quantities, manifest: Manifest, /, *rest: int, **given: Any
+    draw: Callable[..., Steps[bytes]], values: Values, manifest: Manifest, /, *rest: int, **given: Any
 ) -> NDArray[np.uint8]:
-    options = resolve(IntrospectQuery(**given), manifest)
-    return pixels(draw(quantities, manifest, options, seen(), *rest))
+    question = resolve(IntrospectQuery(**given), manifest)
+    return pixels(finish(draw(seen(values, manifest), question, *rest)))
 
 
 def pixels(data: bytes) -> NDArray[np.uint8]:
@@ -60,10 +59,6 @@ def pixels_of_color(picture: NDArray[np.uint8], color: NDArray[np.float64] | lis
 def pixels_of(picture: NDArray[np.uint8], value: float, colormap: ColormapName = "viridis") -> int:
     """Of the colour for a value in [0, 1], where nothing is mixed into it."""
     return pixels_of_color(picture, colorize(np.array(value), colormap))
-
-
-def test_every_quantity_has_a_style() -> None:
-    assert set(STYLES) == set(MAP_QUANTITIES)
 
 
 def test_one_section_by_default_and_one_for_each_quantity_named(case: Measured) -> None:
@@ -83,8 +78,8 @@ def test_a_sheet_needs_a_map(case: Measured) -> None:
 @pytest.mark.parametrize(
     ("form", "num_blocks", "quantities", "drawn"),
     [
-        ("png", 142, ",".join(MAP_QUANTITIES), True),
-        ("png", 143, ",".join(MAP_QUANTITIES), False),
+        ("png", 142, ",".join(tuple(MAPS)), True),
+        ("png", 143, ",".join(tuple(MAPS)), False),
         ("png", 1000, "", True),
         ("png", 1001, "", False),
         ("zip", 64, "", True),
@@ -93,64 +88,47 @@ def test_a_sheet_needs_a_map(case: Measured) -> None:
         ("npz", 1001, "", True),
     ],
 )
-def test_pictures_have_a_limit(form: Form, num_blocks: int, quantities: str, drawn: bool) -> None:
+def test_pictures_have_a_limit(form: str, num_blocks: int, quantities: str, drawn: bool) -> None:
     """It is known before anything is measured."""
     manifest = made_manifest([(8, 4, 4)] * num_blocks)
-    asked = resolve(IntrospectQuery(quantities=quantities), manifest)
+    asked, shown = resolve(IntrospectQuery(quantities=quantities), manifest), BY_SUFFIX[f".{form}"].shown
     if drawn:
-        assert shown(form, asked, manifest).blocks == asked.blocks
+        assert shown(asked, manifest).blocks == asked.blocks
     else:
         with pytest.raises(ParameterError, match=r"blocks: .* Name fewer in blocks="):
-            shown(form, asked, manifest)
+            shown(asked, manifest)
     first = resolve(IntrospectQuery(blocks="stage1.0"), manifest)
-    assert shown(form, first, manifest) == first
+    assert shown(first, manifest) == first
 
 
 @pytest.mark.parametrize(("num_blocks", "drawn"), [(71, True), (72, False)])
 def test_a_comparison_has_a_limit(num_blocks: int, drawn: bool) -> None:
     manifest = made_manifest([(8, 4, 4)] * num_blocks)
-    asked = resolve(IntrospectQuery(quantities=",".join(MAP_QUANTITIES)), manifest)
+    asked = resolve(IntrospectQuery(quantities=",".join(tuple(MAPS))), manifest)
     if drawn:
-        assert compared_maps(asked, manifest) == MAP_QUANTITIES
+        assert compared_maps(asked, manifest) == tuple(MAPS)
     else:
         with pytest.raises(ParameterError, match="Name fewer"):
             compared_maps(asked, manifest)
 
 
-class Enough(Exception):
-    pass
-
-
-def test_a_check_ends_a_picture_between_its_parts(case: Measured) -> None:
-    """A sheet has a check for each tile, a block's picture for each map, a ZIP for all of these."""
-    options = resolve(IntrospectQuery(quantities="share,ratio"), case.manifest)
-    about = (case.quantities, case.manifest, options, seen())
-    run = Run("fp32", "onnxruntime", {})
-    for draw, num_parts in (
-        (partial(contact_sheet, *about), 2 * 4),
-        (partial(block_picture, *about, 2), 2),
-        (partial(to_zip, *about, run), 2 * 4 + 4 * 2),
+def test_a_picture_is_drawn_in_steps(case: Measured) -> None:
+    """A sheet takes a step for each tile, a block's picture one for each map, a ZIP all of these."""
+    question = resolve(IntrospectQuery(quantities="share,ratio"), case.manifest)
+    found = seen(case.values, case.manifest)
+    for steps, num_steps in (
+        (contact_sheet(found, question), 2 * 4),
+        (block_picture(found, question, 2), 2),
+        (BY_SUFFIX[".zip"].steps(found, question), 2 * 4 + 4 * 2),
     ):
-        for num_allowed in (num_parts, num_parts - 1):
-            parts = iter(range(num_allowed))
-
-            def check(parts: Iterator[int] = parts) -> None:
-                if next(parts, None) is None:
-                    raise Enough
-
-            if num_allowed == num_parts:
-                draw(check=check)
-                assert next(parts, None) is None
-            else:
-                with pytest.raises(Enough):
-                    draw(check=check)
+        assert len(list(steps)) == num_steps
 
 
 def test_a_range_is_found_once_for_each_stage(case: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, int | None]] = []
 
     def noted(*given: Any) -> tuple[float, float]:
-        found.append((given[2], given[4]))
+        found.append((given[1], given[3]))
         return map_range(*given)
 
     monkeypatch.setattr(scales, "map_range", noted)
@@ -165,7 +143,7 @@ def test_a_range_is_found_once_for_each_stage(case: Measured, monkeypatch: pytes
 @pytest.mark.parametrize("scale", ["image", "stage"])
 @pytest.mark.parametrize("colormap", [None, "jet"])
 def test_every_way_to_render(case: Measured, render: str, scale: str, colormap: str | None) -> None:
-    sheet(case, quantities=",".join(MAP_QUANTITIES), render=render, scale=scale, colormap=colormap)
+    sheet(case, quantities=",".join(tuple(MAPS)), render=render, scale=scale, colormap=colormap)
 
 
 def test_raw_tiles_have_the_declared_colours() -> None:
@@ -193,8 +171,8 @@ def test_any_label_can_be_written() -> None:
     options = resolve(IntrospectQuery(), manifest)
     quantities = Measured(
         manifest, case.residuals, case.shortcuts, case.logits_K[:4], case.scalars_LS, case.maps_MP
-    ).quantities
-    assert contact_sheet(quantities, manifest, options, seen()).startswith(b"\x89PNG")
+    ).values
+    assert finish(contact_sheet(seen(quantities, manifest), options)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -218,10 +196,10 @@ def test_a_long_stage_goes_on_below() -> None:
     assert len(sheet(deep)) > len(sheet(deep, blocks="stage1.0")) + 100
 
 
-def of_one_value(value: float) -> Quantities:
+def of_one_value(value: float) -> Values:
     """Two blocks whose branches have the same value everywhere, and contributions of plus and minus it."""
     s = np.ones((8, 4, 4), np.float32)
-    quantities = measured([value * s, value * s], [s, s]).quantities
+    quantities = measured([value * s, value * s], [s, s]).values
     contribution = np.repeat([value, -value], 16)
     return replace(quantities, maps=quantities.maps | {"contribution": contribution})
 
@@ -260,7 +238,7 @@ def test_the_logit_is_written_as_a_sum() -> None:
 
 def test_a_block_is_drawn_with_all_of_its_maps_or_those_named(case: Measured) -> None:
     def picture(**given: Any) -> NDArray[np.uint8]:
-        return drawn(block_picture, case.quantities, case.manifest, 2, **given)
+        return drawn(block_picture, case.values, case.manifest, 2, **given)
 
     two_lines, one_line = picture(), picture(quantities="share,ratio,cosine")
     assert two_lines.shape[1] == one_line.shape[1] > WIDTH
@@ -273,9 +251,9 @@ def test_a_block_is_drawn_with_all_of_its_maps_or_those_named(case: Measured) ->
 @pytest.mark.parametrize("render", ["raw", "overlay"])
 def test_a_plain_network_s_block_has_what_exists(render: str) -> None:
     case = random_blocks(SHAPES, variant="plain")
-    drawn(block_picture, case.quantities, case.manifest, 0, render=render, scale="stage")
+    drawn(block_picture, case.values, case.manifest, 0, render=render, scale="stage")
     with pytest.raises(ParameterError, match="no share to draw"):
-        drawn(block_picture, case.quantities, case.manifest, 0, quantities="share")
+        drawn(block_picture, case.values, case.manifest, 0, quantities="share")
 
 
 def test_a_block_s_map_has_the_declared_colours() -> None:
@@ -302,7 +280,7 @@ def test_unusual_numbers_of_a_block_are_marked() -> None:
 def test_the_top_class_s_band_is_not_shown_beside_another_class_s_number(case: Measured) -> None:
     worst = int(case.logits_K.argmin())
     other = measure(case.manifest, case.outputs, target=worst)
-    for quantities, has_band in ((case.quantities, True), (other, False)):
+    for quantities, has_band in ((case.values, True), (other, False)):
         pictures = []
         for band in ((-9.0, 1.0, 9.0), (-8.0, 1.0, 8.0)):
             reference = made_reference(case.manifest, scalars={"contribution": band})
@@ -313,7 +291,7 @@ def test_the_top_class_s_band_is_not_shown_beside_another_class_s_number(case: M
 
 def test_every_marked_number_of_six_groups_has_its_band_beside_it() -> None:
     """Room as of a group where all six are shown, with numbers as wide as they usually get."""
-    for _, _, digits in (entry for _, entries in SCALAR_ROWS for entry in entries if entry[2]):
+    for digits in (member.drawn.digits for _, member in NUMBERS.values() if member.drawn):
         usual = f"{-12.345:{digits.removeprefix('+')}} to {-10.123:{digits.removeprefix('+')}}"
         row = _Row("probability", f"{-23.456:{digits}}", usual, "below")
         bare, whole = (blank(252, 24) for _ in range(2))
@@ -334,9 +312,9 @@ def test_numbers_of_pictures_have_fixed_digits(case: Measured) -> None:
         "contribution": 2.0,
         "rms.residual": 12.3456,
     }
-    scalars = case.quantities.scalars | {name: np.full(4, value) for name, value in values.items()}
-    quantities = replace(case.quantities, scalars=scalars)
-    maps: tuple[MapQuantity, ...] = ("share", "ratio", "cosine", "contribution", "residual")
+    scalars = case.values.scalars | {name: np.full(4, value) for name, value in values.items()}
+    quantities = replace(case.values, scalars=scalars)
+    maps: tuple[str, ...] = ("share", "ratio", "cosine", "contribution", "residual")
     assert [number_of(quantities, quantity, 0).split()[-1] for quantity in maps] == [
         "0.270",
         "1.000",
@@ -347,7 +325,9 @@ def test_numbers_of_pictures_have_fixed_digits(case: Measured) -> None:
 
 
 @pytest.mark.parametrize("draw", [contact_sheet, block_picture])
-def test_a_target_that_is_not_among_the_best_is_listed(case: Measured, draw: Callable[..., bytes]) -> None:
+def test_a_target_that_is_not_among_the_best_is_listed(
+    case: Measured, draw: Callable[..., Steps[bytes]]
+) -> None:
     rest = (0,) if draw is block_picture else ()
     accent = [int(ACCENT[place : place + 2], 16) for place in (1, 3, 5)]
     worst = int(case.logits_K.argmin())
@@ -359,11 +339,11 @@ def test_a_target_that_is_not_among_the_best_is_listed(case: Measured, draw: Cal
 
 def test_two_images_are_compared_on_one_scale() -> None:
     options = resolve(IntrospectQuery(quantities="residual", render="raw"), TWO_BLOCKS)
-    weak, strong = (Subject(f"{value}.jpg", seen(), of_one_value(value)) for value in (1.0, 2.0))
-    picture = pixels(comparison_picture((weak, strong), TWO_BLOCKS, options))
+    weak, strong = (Subject(f"{value}.jpg", seen(of_one_value(value), TWO_BLOCKS)) for value in (1.0, 2.0))
+    picture = pixels(comparison_picture((weak, strong), options))
     assert pixels_of(picture, 0.5) == pytest.approx(pixels_of(picture, 1.0), rel=0.01)
     assert pixels_of(picture, 0.5) > 20_000
-    alone = pixels(comparison_picture((weak, weak), TWO_BLOCKS, options))
+    alone = pixels(comparison_picture((weak, weak), options))
     assert pixels_of(alone, 1.0) == pytest.approx(2 * pixels_of(picture, 1.0), rel=0.01)
 
 
@@ -374,6 +354,7 @@ def test_a_comparison_shows_share_ratio_and_contribution_unless_told_otherwise(
     lengths = []
     for quantities in ("", "share,ratio,contribution", "share"):
         options = resolve(IntrospectQuery(quantities=quantities, scale=scale), case.manifest)
-        pair = (Subject("a.jpg", seen(), case.quantities), Subject("b.jpg", seen(), case.quantities))
-        lengths.append(len(pixels(comparison_picture(pair, case.manifest, options))))
+        found = seen(case.values, case.manifest)
+        pair = (Subject("a.jpg", found), Subject("b.jpg", found))
+        lengths.append(len(pixels(comparison_picture(pair, options))))
     assert lengths[0] == lengths[1] > lengths[2] + 500

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from introspection.attribution import LesionLogits
 from introspection.document import answer
 from introspection.measure import measure
-from introspection.question import IntrospectQuery, Options, resolve
-from introspection.rows import Run
+from introspection.quantities import Look
+from introspection.question import IntrospectQuery, Question, resolve
+from introspection.readings import LesionLogits
 from residuum.cli.blocks import (
-    LOOKS,
     Column,
-    Look,
     block_table,
     compared_scalars,
+    look_of,
     notes,
     print_blocks,
     print_comparison,
     print_predictions,
+    scalars_of,
     shown_scalars,
 )
 from residuum.cli.tables import bar, signed_bar
@@ -39,7 +39,7 @@ def case() -> Measured:
     return random_blocks(SHAPES)
 
 
-def documented(case: Measured, **asked: Any) -> tuple[dict[str, Any], dict[str, list[float]], Options]:
+def documented(case: Measured, **asked: Any) -> tuple[dict[str, Any], dict[str, list[float]], Question]:
     """The answer, with a reference and with lesions if they are asked for, and the scalars for its table."""
     manifest = case.manifest.model_copy(update={"reference": made_reference(case.manifest, scalars=BANDS)})
     options = resolve(IntrospectQuery(**asked), manifest)
@@ -49,10 +49,8 @@ def documented(case: Measured, **asked: Any) -> tuple[dict[str, Any], dict[str, 
         logits = 3 * random.standard_normal((len(options.blocks) + 1, len(case.logits_K)))
         lesions = LesionLogits(options.blocks, logits.astype(np.float32))
     quantities = measure(manifest, case.outputs, target=options.target.index, lesions=lesions)
-    document = answer(quantities, manifest, options, seen(), Run("fp32", "onnxruntime", {}))
-    chosen = list(options.blocks)
-    names = [name for name in shown_scalars(options, manifest) if name in quantities.scalars]
-    return document, {name: quantities.scalars[name][chosen].tolist() for name in names}, options
+    found = seen(quantities, manifest)
+    return answer(found, options), scalars_of(found, options, shown_scalars(options, manifest)), options
 
 
 def lines_of(table: Any, width: int = 1000) -> list[str]:
@@ -77,7 +75,7 @@ def test_a_column_is_one_scale_and_one_width() -> None:
     column = Column(Look("x", "+.1f", None, signed=True), [10.0, -5.0, None], ["▲", "", ""])
     assert column.bars(5) == ["  │██", " █│  ", "  │  "]
     assert column.numbers() == ["+10.0▲", " -5.0 ", "    - "]
-    assert Column(LOOKS["share.residual"], [0.5], [""]).bars(4) == ["██  "]
+    assert Column(look_of("share.residual"), [0.5], [""]).bars(4) == ["██  "]
     assert Column(Look("x"), [0.5], [""]).bars(4) == [""]
 
 
@@ -93,7 +91,7 @@ def test_a_terminal_too_narrow_loses_no_name_and_no_number(
         assert line.startswith(f"{block['name']} ")
         assert len(scalars) == 5
         for name, values in scalars.items():
-            assert format(values[place], LOOKS[name].digits) in line
+            assert format(values[place], look_of(name).digits) in line
 
 
 @pytest.mark.parametrize("width", [30, 60, 80])

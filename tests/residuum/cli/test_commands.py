@@ -358,7 +358,7 @@ def test_bench_ends_with_json(artifact: Path) -> None:
         (("classify", "x.jpg", "--model", "nothing"), "there is no artifact of that name"),
         (("classify", "x.jpg", "--top-k", "0"), "--top-k 0"),
         (("introspect", "x.jpg"), "x.jpg: No such file"),
-        (("introspect", "x.jpg", "-o", "x.bmp"), "must be .png, .npz, .json or .zip"),
+        (("introspect", "x.jpg", "-o", "x.bmp"), "must be .json, .npz, .png or .zip"),
         (("introspect", "x.jpg", "-o", "x.png", "--quantities", "lens"), "no map is named"),
         (("introspect", "x.jpg", "-o", "x.zip", "--quantities", "lens"), "no map is named"),
         (("compare", "x.jpg", "y.jpg", "-o", "x.png", "--quantities", "lens"), "no map is named"),

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from introspection.steps import Steps
 from service.errors import Overloaded
 from service.runtime.drawing import DrawingPool
 
-Check = Callable[[], None]
-
 
 class Easel:
-    """A drawing that goes on, part by part, until it is let go or its check ends it."""
+    """A drawing that goes on, step by step, until it is let go or ended."""
 
     def __init__(self) -> None:
         self.started = threading.Event()
@@ -25,11 +24,11 @@ class Easel:
         self.ended_by: BaseException | None = None
         self.ended = threading.Event()
 
-    def draw(self, check: Check) -> bytes:
+    def draw(self) -> Steps[bytes]:
         self.started.set()
         try:
             while not self.let_go.wait(0.001):
-                check()
+                yield
         except BaseException as error:
             self.ended_by = error
             raise
@@ -62,10 +61,10 @@ def has_room(pool: DrawingPool) -> bool:
 def test_few_may_wait(pool: DrawingPool) -> None:
     async def fill() -> None:
         first, second = Easel(), Easel()
-        tasks = [asyncio.create_task(pool.draw(easel.draw, math.inf)) for easel in (first, second)]
+        tasks = [asyncio.create_task(pool.draw(easel.draw(), math.inf)) for easel in (first, second)]
         await until(first.started.is_set)
         with pytest.raises(Overloaded) as refused:
-            await pool.draw(Easel().draw, math.inf)
+            await pool.draw(Easel().draw(), math.inf)
         assert int(refused.value.headers["Retry-After"]) >= 1
         assert not second.started.is_set()
         first.let_go.set()
@@ -79,18 +78,18 @@ def test_few_may_wait(pool: DrawingPool) -> None:
 def test_what_nobody_waits_for_ends_and_frees_its_place(pool: DrawingPool) -> None:
     async def leave() -> None:
         running, waiting = Easel(), Easel()
-        tasks = [asyncio.create_task(pool.draw(easel.draw, math.inf)) for easel in (running, waiting)]
+        tasks = [asyncio.create_task(pool.draw(easel.draw(), math.inf)) for easel in (running, waiting)]
         await until(running.started.is_set)
         assert not has_room(pool)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert running.ended.wait(60)
-        assert isinstance(running.ended_by, TimeoutError)
+        assert isinstance(running.ended_by, GeneratorExit)
         last = Easel()
         last.let_go.set()
         await until(lambda: has_room(pool))
-        assert await pool.draw(last.draw, math.inf) == b"drawn"
+        assert await pool.draw(last.draw(), math.inf) == b"drawn"
         assert not waiting.started.is_set()
 
     asyncio.run(leave())
@@ -99,8 +98,8 @@ def test_what_nobody_waits_for_ends_and_frees_its_place(pool: DrawingPool) -> No
 def test_a_deadline_ends_a_drawing(pool: DrawingPool) -> None:
     easel = Easel()
     with pytest.raises(TimeoutError):
-        asyncio.run(pool.draw(easel.draw, time.monotonic() - 1))
+        asyncio.run(pool.draw(easel.draw(), time.monotonic() - 1))
     assert not easel.started.is_set()
     with pytest.raises(TimeoutError):
-        asyncio.run(pool.draw(easel.draw, time.monotonic() + 0.2))
+        asyncio.run(pool.draw(easel.draw(), time.monotonic() + 0.2))
     assert easel.ended_by is not None

@@ -21,7 +21,7 @@ from playwright.sync_api import Page, expect
 
 from artifact.manifest import Manifest, read_manifest
 from artifact.preprocess import preprocess
-from introspection.pictures.cells import cells_of_pixels, grey_input, overlay
+from introspection.pictures.cells import Paint, cells_of_pixels, grey_input, overlay
 from tests.support.browser import (
     OTHER,
     PHOTO,
@@ -234,12 +234,12 @@ def test_cells_lie_where_they_look(block: str, visited: Visit, manifest: Manifes
     [described] = [each for each in manifest.blocks if each.name == block]
     grey = grey_input(image, size)
     crop = manifest.preprocessing.crop
-    expected = overlay(values, described, crop, grey, 0, vmax, "viridis", 0.6).astype(np.int64)
+    expected = overlay(values, described, crop, grey, Paint(0, vmax, "viridis", 0.6)).astype(np.int64)
     # The browser resizes the photograph below in its own way.
     assert np.abs(drawn[top:bottom, left:right] - expected).max() <= 4
 
     page.locator("#viewer").get_by_role("combobox", name="Show").select_option("cells only")
-    raw = overlay(values, described, crop, grey, 0, vmax, "viridis", 1).astype(np.int64)
+    raw = overlay(values, described, crop, grey, Paint(0, vmax, "viridis", 1)).astype(np.int64)
     assert np.abs(canvas_pixels(page)[top:bottom, left:right] - raw).max() <= 1
 
 

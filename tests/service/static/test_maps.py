@@ -16,8 +16,8 @@ from playwright.sync_api import Page, Route
 from artifact.manifest import Block, ReceptiveField
 from introspection.encoding import decode_map, encode_map
 from introspection.pictures import colormaps
-from introspection.pictures.cells import cells_of_pixels, overlay
-from introspection.quantities import FIXED_RANGES, MAP_QUANTITIES, SCALAR_GROUPS, SIGNED, scalar_names
+from introspection.pictures.cells import Paint, cells_of_pixels, overlay
+from introspection.quantities import MAPS, NUMBERS
 from tests.support.browser import chromium
 from tests.support.live import ROOT
 
@@ -88,7 +88,7 @@ def test_colors_are_the_servers(page: Page, name: colormaps.ColormapName) -> Non
 @pytest.mark.parametrize("quantity", ["residual", "cosine", "contribution"])
 def test_maps_are_read_as_they_were_written(page: Page, encoding: Any, quantity: Any) -> None:
     values = np.random.default_rng(0).normal(0, 0.4, (5, 7)).clip(-1, 1)
-    vmin, vmax = FIXED_RANGES.get(quantity, (-1.0 if quantity in SIGNED else 0.0, 1.0))
+    vmin, vmax = MAPS[quantity].range or (-1.0 if MAPS[quantity].symmetric else 0.0, 1.0)
     values[1, 2] = 1e-6  # a subnormal in float16
     if quantity == "cosine":
         values[2, 3] = np.nan
@@ -160,7 +160,7 @@ def test_pictures_are_the_servers(page: Page) -> None:
             ],
         )
         rgba = np.frombuffer(base64.b64decode(ours), np.uint8).reshape(*grey.shape, 4)
-        theirs = overlay(values, a_block, 64, grey, -2.0, 2.0, name, alpha)  # type: ignore[arg-type]
+        theirs = overlay(values, a_block, 64, grey, Paint(-2.0, 2.0, name, alpha))  # type: ignore[arg-type]
         difference = np.abs(rgba[..., :3].astype(int) - theirs)
         assert difference.max() <= 1  # values in float32 here, in float64 there
         assert (difference > 0).mean() < 0.01
@@ -219,16 +219,15 @@ def test_every_quantity_has_its_words(page: Page) -> None:
           return { maps: QUANTITIES, scalars: SCALARS, offered, written };
         }"""
     )
-    assert set(words["maps"]) == set(MAP_QUANTITIES)
+    assert set(words["maps"]) == set(MAPS)
     for quantity, each in words["maps"].items():
         assert each["sentence"], quantity
         assert each["not"], quantity
         assert each["scalar"] in words["scalars"]
-        fixed = FIXED_RANGES.get(quantity)
+        fixed = MAPS[quantity].range
         assert each["range"] == (list(fixed) if fixed else None)
-    measured = {name for group in SCALAR_GROUPS for name in scalar_names(group)}
     assert set(words["scalars"]) == set(words["offered"])
-    assert measured == set(words["scalars"])
+    assert set(NUMBERS) == set(words["scalars"])
     assert words["written"] == ["53.1 %", "−1.325", "–", "0.00"]
 
 

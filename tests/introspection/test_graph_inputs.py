@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from artifact.manifest import TOP_CLASS, GraphKind, read_manifest
-from artifact.preprocess import preprocess
+from artifact.preprocess import Preprocessed, preprocess
+from introspection.graph_inputs import graph_kind, image_row, lesion_rows
 from introspection.quantities import NOT_EXPORTED, why_absent
-from introspection.question import IntrospectQuery, Options, resolve
-from introspection.rows import graph_kind, image_row, lesion_rows
+from introspection.question import IntrospectQuery, Question, resolve
 from service.runtime.introspect import BATCHES_A_CHUNK, introspect, lesion_chunks
 from service.runtime.loading import load_model
 from service.runtime.model import LoadedModel
@@ -44,12 +44,16 @@ def old(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
         yield loaded
 
 
-def options(model: LoadedModel, **given: Any) -> Options:
+def options(model: LoadedModel, **given: Any) -> Question:
     return resolve(IntrospectQuery(**given), model.manifest)
 
 
+def image(model: LoadedModel) -> Preprocessed:
+    return preprocess(PHOTOGRAPH, model.manifest.preprocessing)
+
+
 def pixels(model: LoadedModel) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return preprocess(PHOTOGRAPH, model.manifest.preprocessing).pixels
+    return image(model).pixels
 
 
 @pytest.mark.parametrize(
@@ -101,9 +105,9 @@ def test_lesions_leave_room_in_the_queue(
     asked = options(model, quantities="lesion")
     with closing(load_model(artifact, settings)) as narrow:
         assert [len(rows) for rows in lesion_chunks(narrow, pixels(model), asked)] == expected
-        found, _ = introspect(narrow, pixels(model), asked)
+        found = introspect(narrow, image(model), asked).values
     assert found.lesions is not None
-    whole, _ = introspect(model, pixels(model), asked)
+    whole = introspect(model, image(model), asked).values
     assert whole.lesions is not None
     assert np.array_equal(found.lesions.logits, whole.lesions.logits)
     assert BATCHES_A_CHUNK == 4
@@ -111,7 +115,7 @@ def test_lesions_leave_room_in_the_queue(
 
 def test_contributions_sum_to_the_logit_of_any_class(model: LoadedModel) -> None:
     for target in ("top1", "3"):
-        found, _ = introspect(model, pixels(model), options(model, target=target, gates="stage2.1:0.5"))
+        found = introspect(model, image(model), options(model, target=target, gates="stage2.1:0.5")).values
         index = int(found.logits_K.argmax()) if target == "top1" else 3
         parts = found.decomposition
         assert parts is not None
@@ -121,13 +125,13 @@ def test_contributions_sum_to_the_logit_of_any_class(model: LoadedModel) -> None
 
 
 def test_a_lesion_is_a_gate_of_zero(model: LoadedModel) -> None:
-    found, _ = introspect(model, pixels(model), options(model, quantities="lesion", target="3"))
+    found = introspect(model, image(model), options(model, quantities="lesion", target="3")).values
     assert found.lesions is not None
     np.testing.assert_allclose(found.lesions.logits[0], found.logits_K, atol=1e-5)
     for index, block in enumerate(model.manifest.blocks):
-        without, _ = introspect(
-            model, pixels(model), options(model, quantities="rms", gates=f"{block.name}:0")
-        )
+        without = introspect(
+            model, image(model), options(model, quantities="rms", gates=f"{block.name}:0")
+        ).values
         np.testing.assert_allclose(found.lesions.logits[index + 1], without.logits_K, atol=1e-5)
         expected = without.logits_K[3] - found.logits_K[3]
         assert found.scalars["lesion.target_delta_logit"][index] == pytest.approx(expected, abs=1e-5)
@@ -135,7 +139,7 @@ def test_a_lesion_is_a_gate_of_zero(model: LoadedModel) -> None:
 
 
 def test_only_blocks_asked_for_are_removed(model: LoadedModel) -> None:
-    found, _ = introspect(model, pixels(model), options(model, blocks="stage3", lesion=True))
+    found = introspect(model, image(model), options(model, blocks="stage3", lesion=True)).values
     assert found.lesions is not None
     assert found.lesions.blocks == (6, 7, 8)
     assert found.lesions.logits.shape == (4, 10)
@@ -143,7 +147,7 @@ def test_only_blocks_asked_for_are_removed(model: LoadedModel) -> None:
 
 
 def test_an_old_artifact_has_all_but_what_needs_the_new_graph(old: LoadedModel) -> None:
-    found, _ = introspect(old, pixels(old), options(old, lesion=True))
+    found = introspect(old, image(old), options(old, lesion=True)).values
     assert "lesion.kl" in found.scalars
     assert "contribution" not in found.scalars
     for name in ("contribution", "lens", "lens.probability"):

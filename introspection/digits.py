@@ -1,0 +1,33 @@
+"""Rounding to significant digits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+DIGITS = 5  # of numbers in documents and references: sums in float32 promise no more
+LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those of /classify
+
+
+def significant(value: float | np.floating[Any], digits: int = DIGITS) -> float:
+    """The number of so many significant digits that is nearest to `value`."""
+    return float(f"{value:.{digits}g}")
+
+
+def significant_above(value: float, digits: int) -> float:
+    """The smallest number of so many significant digits that is not below `value`, which is 0 or more."""
+    if value == 0:
+        return 0.0
+    rounded = significant(value, digits)
+    step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return rounded if rounded >= value else significant(value + step / 2, digits)
+
+
+def json_number(value: float | np.floating[Any], digits: int = DIGITS) -> float | None:
+    """A number for a document: rounded, whole numbers as integers (shorter in JSON); None for NaN."""
+    if not math.isfinite(value):
+        return None
+    rounded = significant(value, digits)
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded

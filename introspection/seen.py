@@ -1,0 +1,44 @@
+"""What came of one image: the values that the document, arrays and pictures are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from artifact.manifest import Manifest, Precision
+from artifact.preprocess import Preprocessed
+from introspection.measure import Values
+from introspection.readings import FloatArray
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which graph ran, where, and how long: `timing_ms` by name."""
+
+    precision: Precision
+    engine: str
+    timing_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image, what was measured of it, and how.
+
+    Attributes:
+        manifest: of the artifact that looked at it.
+    """
+
+    manifest: Manifest
+    values: Values
+    image: Preprocessed
+    run: Run
+
+    @property
+    def target_label(self) -> str:
+        """The label of the class that contributions and lens are about."""
+        return self.manifest.labels[self.values.target].label
+
+    def block_map(self, quantity: str, index: int) -> FloatArray:
+        """One block's map, [H, W], NaN where null."""
+        _, height, width = self.manifest.blocks[index].shape
+        return self.values.maps[quantity][self.values.slices[index]].reshape(height, width)
