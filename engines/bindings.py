@@ -1,9 +1,9 @@
 """One ONNX Runtime session with fixed buffers on a device for each batch size, and a thread of its own.
 
-A CUDA graph is a recording of one run: it wants the same shapes at the same addresses each time. So every
-batch size has its own inputs and outputs on the device and its own graph, whose id is the run option
-`gpu_graph_id`; a batch of another size is padded to the next one, or split where it is larger than all.
-ONNX Runtime keeps the recordings for each *thread*; that is why all runs are on the one thread made here.
+A CUDA graph is a recording of one run and needs the same shapes at the same addresses each time. So every
+batch size has its own inputs and outputs on the device and its own CUDA graph, whose id is the run option
+`gpu_graph_id`. A batch of another size is padded to the next size, or split if it is larger than all of them.
+ONNX Runtime stores recordings for each *thread*, so all runs of a session are on one thread.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
 }
+Row = tuple[tuple[int, ...], type[Any]]  # shape and dtype of an input or output, without the batch axis
 
 
 class BoundSession:
-    """`run` as an Engine has it, over buffers that were made once.
+    """The `run` of an `Engine`, over buffers that are allocated once.
 
     Args:
         session: a session whose inputs and outputs have a batch axis in front and fixed axes behind it.
-        device: where its buffers lie: "cuda", or "cpu" (which has nothing to gain, but runs the same code).
-        batch_sizes: the sizes to make buffers for, when they first run.
+        device: where the buffers are: "cuda", or "cpu", which gains nothing but lets tests run this code.
+        batch_sizes: the sizes to allocate buffers for; that happens at the first run of a size.
 
     Raises:
-        EngineError: an input or output has a type or a free axis that this does not know.
+        EngineError: an input or output has an unknown type, or a second free axis.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class BoundSession:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph; see `Engine.run`."""
         return self._thread.submit(self._run, inputs).result()
 
     def close(self) -> None:
-        """End the thread; what it recorded and the buffers go with the session."""
+        """End the thread, and free recordings, buffers and session."""
         self._thread.submit(self._buckets.clear).result()
         self._thread.shutdown()
         del self._session
@@ -76,7 +78,9 @@ class BoundSession:
         size = next(size for size in self._sizes if size >= num_rows)
         if size not in self._buckets:
             graph_id = 1 + self._sizes.index(size)  # 0 is ONNX Runtime's own
-            self._buckets[size] = _Bucket(self._session, self._device, size, graph_id, self)
+            self._buckets[size] = _Bucket(
+                self._session, self._device, size, graph_id, self._inputs, self._outputs
+            )
         return self._buckets[size].run(inputs, num_rows)
 
 
@@ -89,7 +93,8 @@ class _Bucket:
         device: str,
         size: int,
         graph_id: int,
-        rows: BoundSession,
+        inputs: Mapping[str, Row],
+        outputs: Mapping[str, Row],
     ) -> None:
         self._session = session
         self._binding = session.io_binding()
@@ -98,18 +103,18 @@ class _Bucket:
         self._staged: dict[str, NDArray[Any]] = {}
         self._inputs: dict[str, onnxruntime.OrtValue] = {}
         self._outputs: dict[str, onnxruntime.OrtValue] = {}
-        for name, (shape, dtype) in rows._inputs.items():
+        for name, (shape, dtype) in inputs.items():
             self._staged[name] = np.zeros((size, *shape), dtype)
             if device == "cuda":
                 pin_memory(self._staged[name])
             self._inputs[name] = _allocate((size, *shape), dtype, device)
             self._binding.bind_ortvalue_input(name, self._inputs[name])
-        for name, (shape, dtype) in rows._outputs.items():
+        for name, (shape, dtype) in outputs.items():
             self._outputs[name] = _allocate((size, *shape), dtype, device)
             self._binding.bind_ortvalue_output(name, self._outputs[name])
 
     def run(self, inputs: Mapping[str, NDArray[Any]], num_rows: int) -> dict[str, NDArray[Any]]:
-        """`num_rows` rows; what is behind them in the buffers is of an earlier batch, and cut off again."""
+        """Run the first `num_rows` rows; the rows after them are of an earlier batch, and are cut off."""
         for name, array in inputs.items():
             staged = self._staged[name]
             if array.dtype != staged.dtype or array.shape[1:] != staged.shape[1:]:
@@ -124,8 +129,8 @@ class _Bucket:
         return {name: np.array(value.numpy()[:num_rows]) for name, value in self._outputs.items()}
 
 
-def _row(value: Any) -> tuple[tuple[int, ...], type[Any]]:
-    """Shape and dtype of one row of a graph's input or output."""
+def _row(value: Any) -> Row:
+    """Return the shape and dtype of one row of a graph's input or output; raise EngineError if unknown."""
     _, *shape = value.shape
     if value.type not in DTYPES or not all(isinstance(axis, int) for axis in shape):
         raise EngineError(f"ONNX Runtime: {value.name} is {value.type} {value.shape}: no fixed buffer for it")

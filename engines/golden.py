@@ -1,4 +1,4 @@
-"""The golden check: one image whose logits an artifact knows, for each of its graphs."""
+"""The golden check: one image whose logits an artifact stores, for each of its graphs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from artifact.preprocess import ImageError, Row, preprocess
 
 
 class WrongAnswer(ResiduumError):
-    """An engine's logits for the golden image are not the golden ones; the message says by how much."""
+    """An engine's logits for the golden image differ from the golden ones; the message says by how much."""
 
 
 def golden_row(directory: Path, manifest: Manifest) -> Row:
-    """The golden image as a row for the graphs; it is preprocessed already, so this only decodes it.
+    """Return the golden image as a row of inputs; it is stored preprocessed, so this only decodes it.
 
     Raises:
-        ManifestError: it cannot be read, or has another size than the graphs take.
+        ManifestError: it cannot be read, or its size differs from the graphs' input.
     """
     spec = manifest.preprocessing
     try:
@@ -37,16 +37,16 @@ def golden_row(directory: Path, manifest: Manifest) -> Row:
 
 
 def golden_batch(row: Row, graph: Graph, size: int) -> dict[str, NDArray[Any]]:
-    """`size` times the row, of those inputs that the graph has."""
+    """Return a batch of `size` copies of the row, with the inputs that the graph has."""
     return {tensor.name: np.repeat(row[tensor.name][None], size, axis=0) for tensor in graph.inputs}
 
 
 def check_golden(outputs: Mapping[str, NDArray[Any]], graph: Graph, num_classes: int, size: int) -> float:
-    """How far the logits are from the golden ones, in any of `size` rows.
+    """Return the largest absolute difference of the logits of `size` rows from the golden ones.
 
     Raises:
-        WrongAnswer: further than the graph's tolerance; a NaN and a wrong shape are, too, and contributions
-            that do not make up the logit.
+        WrongAnswer: the difference is above the graph's tolerance or NaN, the shape is wrong, or the
+            contributions do not sum to the logit.
     """
     what = f"{graph.file} at batch size {size}"
     shape = (size, num_classes)

@@ -1,4 +1,4 @@
-"""What each instance of an engine has for itself, lent to one run at a time."""
+"""A pool of what each instance of an engine owns, such as a session; one run uses an item at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Instances(Generic[T]):
-    """Lends its items; the one that came back last goes first, because its memory is still warm."""
+    """A pool of items; the one returned last is lent first, because its memory is still in the caches."""
 
     def __init__(self, items: Sequence[T]) -> None:
         self._idle: LifoQueue[T] = LifoQueue()
@@ -20,7 +20,7 @@ class Instances(Generic[T]):
 
     @contextmanager
     def lent(self) -> Iterator[T]:
-        """One of them, until the block ends; where none is idle, wait."""
+        """Lend an item until the block ends; wait while none is idle."""
         item = self._idle.get()
         try:
             yield item

@@ -1,4 +1,4 @@
-"""What this machine has: cores, processor features, GPUs. Nothing is cached."""
+"""Describe this machine: cores, processor features, GPUs. Nothing is cached."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # see engines/engine.py
     from numpy.typing import NDArray
 
-MAX_AUTO_THREADS = 16  # of one instance: a ResNet's layers are too small to feed more
-# Features that decide which arithmetic is fast, or right, as Linux spells them.
+MAX_AUTO_THREADS = 16  # for one instance: a ResNet's layers are too small for more
+# Processor features that decide which arithmetic is fast, or right, as Linux spells them.
 ARITHMETIC = (
     "avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_int8", "amx_bf16", "amx_fp16", "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -21,48 +21,48 @@ ARITHMETIC = (
 
 
 def num_cores() -> int:
-    """Cores that this process may use: its affinity, cut by its cgroup's quota (`docker run --cpus`)."""
+    """Return how many cores this process may use: its affinity, limited by the quota of its cgroup."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2 here, or "max": no quota
+    except (OSError, ValueError):  # no cgroup v2, or "max", which is no quota
         return cores
 
 
 def auto_threads(workers: int = 1) -> int:
-    """As many threads as one of so many processes has cores to itself."""
+    """Return the cores of one of `workers` processes that share this machine equally, at least one."""
     return max(1, num_cores() // workers)
 
 
 def cpu_name() -> str:
-    """The processor's model, family and stepping, as far as the system tells."""
+    """Return the processor's model, family and stepping, as far as the system reports them."""
     info = _cpuinfo()
     parts = [info.get(key, "") for key in ("model name", "cpu family", "model", "stepping")]
     return " ".join(part for part in parts if part) or platform.processor() or platform.machine()
 
 
 def describe_machine() -> str:
-    """`AMD EPYC, 2 cores, avx2 fma`, for people."""
+    """Return a line for people, such as `AMD EPYC, 2 cores, avx2 fma`."""
     name = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     return f"{name}, {num_cores()} cores, {' '.join(cpu_features())}"
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Those of `ARITHMETIC` that the processor has; nothing where the system does not tell."""
+    """Return the features of `ARITHMETIC` that the processor has; none if the system does not report them."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return tuple(name for name in ARITHMETIC if name in flags)
 
 
 def num_gpus() -> int:
-    """GPUs that the CUDA driver sees; 0 without a driver."""
+    """Return how many GPUs the CUDA driver sees; 0 without a driver."""
     driver = _cuda()
     return _count(driver) if driver is not None else 0
 
 
 def gpu_name() -> str | None:
-    """The first GPU's name, compute capability and driver; None without one."""
+    """Return the first GPU's name, compute capability and driver version; None without a GPU."""
     driver = _cuda()
     if driver is None or not _count(driver):
         return None
@@ -77,9 +77,9 @@ def gpu_name() -> str | None:
 
 
 def pin_memory(array: NDArray[Any]) -> bool:
-    """Page-lock an array's memory, for fast copies to the first GPU, while the array lives; False: it cannot.
+    """Page-lock an array's memory as long as the array exists, for fast copies to the first GPU.
 
-    Memory that is not page-locked is copied just as rightly, by way of a buffer of the driver.
+    Return False if that is not possible. Copies are still correct then, through a buffer of the driver.
     """
     driver = _cuda()
     if driver is None or not _count(driver):
@@ -98,6 +98,7 @@ def pin_memory(array: NDArray[Any]) -> bool:
 
 
 def _cuda() -> ctypes.CDLL | None:
+    """Return the CUDA driver's library, or None if there is no driver that starts."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
@@ -111,7 +112,7 @@ def _count(driver: ctypes.CDLL) -> int:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; {} where there is none."""
+    """Return the first processor's lines of /proc/cpuinfo; {} on a system without it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,18 +1,19 @@
 """ONNX Runtime on the CPU or an NVIDIA GPU, the graph as it is.
 
-Modes: "cpu"; "cuda", its own kernels over cuDNN, each batch size recorded as a CUDA graph; "tensorrt", which
-compiles the graph for one GPU (a minute the first time; plans are kept in `options.cache`).
+Modes: "cpu"; "cuda", ONNX Runtime's kernels over cuDNN, with a CUDA graph for each batch size; "tensorrt",
+which compiles the graph for one GPU. That takes a minute the first time; plans are stored in `options.cache`.
 
-`device="auto"` means: CUDA if a GPU is there and ONNX Runtime's provider really starts on it, else the CPU,
-without a word on machines that have no GPU.
+`device="auto"` is CUDA if a GPU is present and ONNX Runtime's provider starts on it, else the CPU. Nothing is
+logged about that on a machine without a GPU.
 
-What runs nowhere is refused: int8 on CUDA, which has no int8 convolution and would compute in fp32 between
-conversions; bf16, of which the CPU lacks convolutions and CUDA lacks max-pooling (1.31); fp32 on TensorRT,
-which computes in TF32 and is given no option against it.
+Refused are int8 on CUDA, which has no int8 convolution and would compute in fp32 between conversions; bf16,
+for which the CPU lacks convolutions and CUDA lacks max-pooling (1.31); fp32 on TensorRT, which computes in
+TF32, and ONNX Runtime has no option against it.
 
-Instances: on the CPU, those of one thread each share one session, which runs in the thread that calls it;
-those of more threads have each a session with its own pool, because one pool would be shared out anew at
-every operator. On a GPU each has a session, because recordings and buffers belong to one.
+Instances: on the CPU, instances of one thread each share one session, which runs in the calling thread.
+Instances of several threads each have a session with its own thread pool, because a shared pool would divide
+its threads among the runs again at every operator. On a GPU each instance has a session, because CUDA graphs
+and buffers belong to a session.
 """
 
 from __future__ import annotations
@@ -36,9 +37,8 @@ from engines.engine import Device, EngineError, EngineInfo, EngineOptions, Engin
 from engines.instances import Instances
 from engines.machine import num_gpus
 
-# ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
+# ONNX Runtime reports its use to its maker by default, and without a network it waits at exit.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
 
 logger = logging.getLogger("residuum")
 
@@ -58,7 +58,7 @@ _NO_BF16 = (
     "ONNX Runtime lacks bfloat16 kernels (convolutions on the CPU, max-pooling on CUDA); "
     "use the engine openvino or torch, or fp16"
 )
-# What has no kernels, and what to use instead.
+# Combinations without kernels -> what to use instead.
 REFUSED: dict[tuple[Precision, Mode], str] = {
     ("bf16", "cpu"): _NO_BF16,
     ("bf16", "cuda"): _NO_BF16,
@@ -78,7 +78,7 @@ class OnnxRuntimeEngine:
     """InferenceSessions over one ONNX file.
 
     Raises:
-        EngineUnavailable: device, mode or precision cannot be had here.
+        EngineUnavailable: device, mode or precision is not available here.
         EngineError: the file is no graph that ONNX Runtime can run.
     """
 
@@ -120,7 +120,10 @@ class OnnxRuntimeEngine:
 
 
 def modes(precision: Precision, options: EngineOptions) -> tuple[Mode, ...]:
-    """See `engines.registry.modes`. fp16 has no kernels on the CPU: it runs there, but slower than fp32."""
+    """Return the modes worth timing; see `engines.registry.modes`.
+
+    fp16 on the CPU is left out: it has no kernels there, and runs slower than fp32.
+    """
     if options.device == "cpu":
         return ("cpu",) if precision in ("fp32", "int8") else ()
     if precision in ("int8", "bf16") or why_no_cuda() is not None:
@@ -132,10 +135,13 @@ def modes(precision: Precision, options: EngineOptions) -> tuple[Mode, ...]:
 
 
 def cuda_options(precision: Precision, *, record: bool) -> dict[str, str]:
-    """Options of the CUDA provider; `record`: as CUDA graphs.
+    """Return the options of the CUDA provider.
 
-    fp32 means fp32: no TF32. The exhaustive search for convolution algorithms takes seconds a batch size.
-    Tensor cores want channels last; fp32 does not use them.
+    fp32 means fp32, so TF32 is off. The heuristic finds convolution algorithms; the exhaustive search takes
+    seconds for each batch size. Channels last is the layout of tensor cores, which fp32 does not use.
+
+    Args:
+        record: record a CUDA graph for each batch size.
     """
     return {
         "device_id": "0",
@@ -147,18 +153,19 @@ def cuda_options(precision: Precision, *, record: bool) -> dict[str, str]:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return the options of a session of so many CPU threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin between the operators of one run save microseconds; between runs they would take
-    # the cores that decode the next images and run the other graph.
+    # Spinning threads save microseconds between the operators of one run. Between runs they would occupy the
+    # cores that decode the next images and run the other graph.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors
     return options
 
 
 def open_session(graph: Path, providers: Providers, threads: int) -> onnxruntime.InferenceSession:
-    """Raises EngineError where ONNX Runtime cannot."""
+    """Open a session over an ONNX file; raise EngineError if ONNX Runtime cannot."""
     try:
         return onnxruntime.InferenceSession(graph, session_options(threads), providers)
     except Exception as error:
@@ -166,10 +173,10 @@ def open_session(graph: Path, providers: Providers, threads: int) -> onnxruntime
 
 
 def _mode(precision: Precision, options: EngineOptions) -> Mode:
-    """The mode asked for, or else what suits precision and device; "auto" is the CPU where CUDA is not.
+    """Return the mode asked for, or else the usual one of precision and device, with the CPU as fallback.
 
     Raises:
-        EngineUnavailable: it cannot be had here.
+        EngineUnavailable: the mode is not available here.
         EngineError: there is no such mode on that device.
     """
     if options.mode is not None and options.mode not in MODES[options.device]:
@@ -183,17 +190,18 @@ def _mode(precision: Precision, options: EngineOptions) -> Mode:
     reason = {"cpu": lambda: None, "cuda": why_no_cuda, "tensorrt": why_no_tensorrt}[mode]()
     if reason is None:
         return mode
-    if mode == "cuda" and _left_to_us(options):
+    if mode == "cuda" and _may_fall_back(options):
         return "cpu"
     raise EngineUnavailable(f"device cuda: ONNX Runtime cannot use it: {reason}")
 
 
-def _left_to_us(options: EngineOptions) -> bool:
+def _may_fall_back(options: EngineOptions) -> bool:
+    """Whether the CPU may run what CUDA cannot, because nobody asked for a device or mode."""
     return options.device == "auto" and options.mode is None
 
 
 def _open_on_cpu(graph: Path, options: EngineOptions) -> list[Run]:
-    """What runs each instance; those of one thread can share a session."""
+    """Return the function that runs each instance; instances of one thread share a session."""
     threads = options.threads_each
     num_sessions = 1 if threads == 1 else options.instances
     sessions = [open_session(graph, [(CPU, {})], threads) for _ in range(num_sessions)]
@@ -212,10 +220,12 @@ def _run(
 def _open_on_gpu(
     graph: Path, precision: Precision, mode: Mode, options: EngineOptions
 ) -> list[onnxruntime.InferenceSession]:
-    """A session an instance, with CUDA graphs where they can be recorded; none where the CPU shall do.
+    """Return a session for each instance, with CUDA graphs if they can be recorded.
+
+    Return none if the provider does not start and the CPU may be used instead.
 
     Raises:
-        EngineUnavailable: the provider does not start, and the device was not left to us.
+        EngineUnavailable: the provider does not start, and a device or mode was asked for.
         EngineError: the file is no graph that it can run.
     """
     provider = TENSORRT if mode == "tensorrt" else CUDA
@@ -231,7 +241,7 @@ def _open_on_gpu(
             open_session(graph, told, options.threads_each) for _ in range(options.instances - 1)
         ]
     reason = f"its {provider} does not start (are CUDA 13 and cuDNN 9 installed?)"
-    if not _left_to_us(options) or precision == "int8-trt":
+    if not _may_fall_back(options) or precision == "int8-trt":
         raise EngineUnavailable(f"device cuda: ONNX Runtime cannot use it: {reason}")
     logger.warning("A GPU is here but ONNX Runtime cannot use it: %s. Using the CPU.", reason)
     return []
@@ -249,18 +259,21 @@ def _providers(
 
 
 def why_no_cuda() -> str | None:
-    """Why CUDA cannot be tried, or None. Cheap and silent: ONNX Runtime itself would log errors."""
+    """Return why CUDA cannot be tried, or None.
+
+    This is cheap, and logs nothing; ONNX Runtime itself would log errors.
+    """
     if CUDA not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no CUDA provider (install onnxruntime-gpu)"
     if not num_gpus():
         return "no NVIDIA GPU is visible (is the driver installed, and the device passed to the container?)"
-    with redirect_stdout(sys.stderr):  # stdout belongs to the command line's answers
-        onnxruntime.preload_dlls()  # finds CUDA's libraries where pip puts them
+    with redirect_stdout(sys.stderr):  # stdout is for the command line's answers
+        onnxruntime.preload_dlls()  # finds CUDA's libraries in the packages of pip
     return None
 
 
 def why_no_tensorrt() -> str | None:
-    """Why TensorRT cannot be tried, or None."""
+    """Return why TensorRT cannot be tried, or None."""
     if TENSORRT not in onnxruntime.get_available_providers():
         return "this build of ONNX Runtime has no TensorRT provider (install onnxruntime-gpu)"
     if tensorrt.load_libraries() is None:

@@ -1,11 +1,12 @@
 """OpenVINO on the CPU, the ONNX file as it is: the engine for Intel's matrix units (AMX), good on others.
 
-An instance is a stream of one compiled graph, with a request of its own. The graph takes every batch size:
-compiled for each size apart it was no faster, and took more memory. Nor are compiled graphs kept on disk:
-ResNet-50 opened a tenth of a second sooner, for 98 MB (docs/decisions.md).
+An instance is a stream of one compiled graph, with a request of its own. The compiled graph takes every batch
+size: one for each size was no faster, and took more memory. Compiled graphs are not stored on disk: ResNet-50
+opened a tenth of a second sooner, for 98 MB (docs/decisions.md).
 
-fp32 means fp32, and int8 int8 with fp32 between: left to itself OpenVINO computes in bf16 where the processor
-can. bf16 and fp16 graphs compute in their own precision where the processor has it, else in fp32.
+fp32 means fp32, and an int8 graph computes in fp32 between its int8 layers; OpenVINO's default would be bf16
+on a processor that has it. bf16 and fp16 graphs compute in their own precision if the processor has it, else
+in fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from artifact.manifest import Precision
 from engines.engine import EngineError, EngineInfo, EngineOptions, EngineUnavailable
 from engines.instances import Instances
 
-# OpenVINO imports its converter, which is slow to import and reports its use to its maker, if it is there.
+# OpenVINO imports its converter if that is installed. It is slow to import and reports its use to its maker.
 if "openvino" not in sys.modules:
     sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
     try:
@@ -39,7 +40,7 @@ class OpenVinoEngine:
     """A compiled graph, and a request for each instance.
 
     Raises:
-        EngineUnavailable: the device is CUDA, the precision TensorRT's, or OpenVINO does not start.
+        EngineUnavailable: the device is CUDA, the precision is int8-trt, or OpenVINO does not start.
         EngineError: the file is no graph that OpenVINO can run.
     """
 
@@ -55,7 +56,7 @@ class OpenVinoEngine:
             requests = [self._compiled.create_infer_request() for _ in range(options.instances)]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot open {graph.name}: {_first_line(error)}") from error
-        # Names as in the file: where the compiler drops a cast, what it has left bears those of both sides.
+        # Take the names from the file: where the compiler drops a cast, the remaining node has both names.
         self._inputs = {
             named.get_any_name(): value.element_type.to_dtype()
             for named, value in zip(model.inputs, self._compiled.inputs, strict=True)
@@ -75,12 +76,12 @@ class OpenVinoEngine:
         self._check(inputs)
         with self._requests.lent() as request:
             try:
-                # Not copied: a contiguous array is read where it lies.
+                # A contiguous array is not copied.
                 request.start_async(dict(inputs), share_inputs=True)
                 request.wait()
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO: {_first_line(error)}") from error
-            # Copied: the request's own memory is the next run's.
+            # Copy the outputs, because the next run overwrites the request's memory.
             outputs = [tensor.data.copy() for tensor in request.output_tensors]
         return dict(zip(self._outputs, outputs, strict=True))
 
@@ -88,7 +89,10 @@ class OpenVinoEngine:
         del self._requests, self._compiled
 
     def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """OpenVINO would convert a wrong type, and take what is missing from before."""
+        """Raise EngineError for inputs that differ from the graph's.
+
+        OpenVINO itself would convert a wrong type, and reuse a missing input from an earlier run.
+        """
         if inputs.keys() != self._inputs.keys():
             raise EngineError(f"OpenVINO: inputs {sorted(inputs)}, not {sorted(self._inputs)}")
         for name, array in inputs.items():
@@ -97,7 +101,10 @@ class OpenVinoEngine:
 
 
 def modes(precision: Precision, options: EngineOptions) -> tuple[str, ...]:
-    """See `engines.registry.modes`; half precisions only where the processor has them."""
+    """Return the modes worth timing; see `engines.registry.modes`.
+
+    Half precisions are left out unless the processor has them.
+    """
     if options.device == "cuda" or precision == "int8-trt":
         return ()
     if precision in HALF and HALF[precision][0] not in _capabilities(_core()):
@@ -106,10 +113,10 @@ def modes(precision: Precision, options: EngineOptions) -> tuple[str, ...]:
 
 
 def compile_properties(core: openvino.Core, precision: Precision, options: EngineOptions) -> dict[str, Any]:
-    """What the CPU plugin is told.
+    """Return the properties with which the CPU plugin compiles a graph.
 
-    Threads are not pinned to cores: the decode pool and the other graph share the cores, and a container's
-    quota is not an affinity, so that pinned threads of two graphs would meet on the first cores.
+    Threads are not pinned to cores. The decode pool and the other graph share the cores, and a container's
+    quota is no affinity, so pinned threads of two graphs would share the first cores.
     """
     capability, compute = HALF.get(precision, ("", "f32"))
     return {
@@ -122,6 +129,7 @@ def compile_properties(core: openvino.Core, precision: Precision, options: Engin
 
 
 def _refuse(precision: Precision, options: EngineOptions) -> None:
+    """Raise EngineUnavailable or EngineError for what OpenVINO does not run, and say what to use instead."""
     if options.device == "cuda":
         raise EngineUnavailable("device cuda: the engine openvino runs on the CPU; use onnxruntime or torch")
     if precision == "int8-trt":
@@ -138,7 +146,7 @@ def _core() -> openvino.Core:
 
 
 def _capabilities(core: openvino.Core) -> list[str]:
-    """What the processor computes in; raises EngineUnavailable where the CPU plugin cannot be loaded."""
+    """Return what the processor can compute in; raise EngineUnavailable if the CPU plugin does not load."""
     try:
         found: list[str] = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except Exception as error:
@@ -153,6 +161,6 @@ def _version() -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The telling line of an error of OpenVINO, whose first ones name its own source files."""
+    """Return the first line of an OpenVINO error that does not name OpenVINO's source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith(("Exception from", "Check '"))), repr(error))

@@ -1,9 +1,9 @@
-"""What may be set about running a graph, and how every class of settings is read.
+"""The settings that say how a graph is run, and how every class of settings is read.
 
 A setting has one name: `max_batch_size` is the field, `--max-batch-size` the flag of the command line and
-`RESIDUUM_MAX_BATCH_SIZE` the environment variable; a flag wins over the variable. The command line and the
-docs are made from the classes' `model_fields`, so that a name, a default and a description are written once.
-Only these classes read the environment. Settings are frozen and passed down, never global.
+`RESIDUUM_MAX_BATCH_SIZE` the environment variable; a flag wins over the variable. The command line reads the
+classes' `model_fields`, so that a name, a default and a description are written once. Only these classes read
+the environment. Settings are frozen and passed down, never global.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ else:
 
 
 def group(heading: str) -> JsonDict:
-    """Return what a field's `json_schema_extra` says: the heading under which `--help` lists the setting."""
+    """Return a field's `json_schema_extra` with the heading under which `--help` lists the setting."""
     return {"group": heading}
 
 
@@ -37,11 +37,11 @@ MODELS, ENGINES, ADDRESS, BATCHES = map(group, ("models", "engines", "address", 
 
 
 class SettingsError(ResiduumError):
-    """A setting that cannot be used; the message names its flag and says what is allowed."""
+    """A setting has an unusable value; the message names its flag and says what is allowed."""
 
 
 class AnySettings(BaseSettings):
-    """How all settings are read: from flags, then the environment, then defaults."""
+    """The base of all settings: values come from flags, then the environment, then defaults."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
@@ -49,60 +49,60 @@ class AnySettings(BaseSettings):
 
 
 class EngineSettings(AnySettings):
-    """What runs a graph, and how."""
+    """Which engine runs a graph, where and how."""
 
     engine: EngineChoice = Field(
         "auto",
         json_schema_extra=ENGINES,
-        description="what runs the graphs; auto: those that are installed are checked and timed when a model "
-        "is loaded, and the fastest that is right wins (torch only on a GPU)",
+        description="engine that runs the graphs; auto: check and time the installed engines when a model is "
+        "loaded, and take the fastest whose answers are right (torch only on a GPU)",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         json_schema_extra=ENGINES,
-        description="where they run; auto: an NVIDIA GPU where one works, else the CPU",
+        description="device that runs the graphs; auto: an NVIDIA GPU if one works, else the CPU",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "int8-trt"] = Field(
         "auto",
         json_schema_extra=ENGINES,
-        description="which of an artifact's graphs run; auto: the fastest that is right on this machine. "
-        "introspect is never int8: it takes the fastest of the others then",
+        description="precision of the graphs that run; auto: the fastest whose answers are right on this "
+        "machine. introspect never runs in int8: it then uses the fastest of the other precisions",
     )
     engine_cache: Path | None = Field(
         None,
         json_schema_extra=ENGINES,
-        description="the directory where measured choices of engines and compiled plans are kept; None: "
-        "beside each artifact, in a directory of its name with .cache behind; where that cannot be written, "
-        "each start measures anew",
+        description="directory for measured choices of engines and compiled plans; None: NAME.cache beside "
+        "the artifact NAME. If it is not writable, each start measures again",
     )
     workers: int = Field(
         1,
         ge=1,
         le=256,
         json_schema_extra=ADDRESS,
-        description="processes that serve the port, each with its own engines; on a CPU they share its cores",
+        description="number of processes that serve the port, each with its own engines; on a CPU they "
+        "divide its cores",
     )
     max_batch_size: int = Field(
         8,
         ge=1,
         le=1024,
         json_schema_extra=BATCHES,
-        description="images that run together at most; fewer where measured to be as fast an image",
+        description="maximum batch size; a smaller one is used if it measured as fast per image",
     )
     instances: int = Field(
         0,
         ge=0,
         le=1024,
         json_schema_extra=ENGINES,
-        description="batches of one graph that run at once, each on its share of the threads; "
-        "0: by measurement",
+        description="number of batches of one graph that run at the same time, each on an equal part of the "
+        "threads; 0: by measurement",
     )
     threads: int = Field(
         0,
         ge=0,
         le=1024,
         json_schema_extra=ENGINES,
-        description="threads that run one graph on the CPU, all its instances together; 0: by its cores",
+        description="CPU threads of one graph, over all its instances; 0: by the number of cores",
     )
 
 
@@ -110,7 +110,7 @@ S = TypeVar("S", bound=AnySettings)
 
 
 def load_settings_of(kind: type[S], flags: dict[str, object]) -> S:
-    """Return settings from flags (those that are not None), the environment and the defaults, in that order.
+    """Return settings from flags that are not None, then the environment, then the defaults.
 
     Raises:
         SettingsError: a value is not allowed, or a flag does not exist.
@@ -124,14 +124,14 @@ def load_settings_of(kind: type[S], flags: dict[str, object]) -> S:
 
 
 def split_at_commas(value: object) -> object:
-    """Return the parts of a text between its commas; anything else as it is."""
+    """Return a text split at its commas; anything that is not a text is returned unchanged."""
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return value
 
 
 def flag_of(field: str) -> str:
-    """`max_batch_size` -> `--max-batch-size`."""
+    """Return the flag of a field: `--max-batch-size` for `max_batch_size`."""
     return "--" + field.replace("_", "-")
 
 

@@ -1,7 +1,7 @@
-"""What ONNX Runtime's TensorRT provider is told, and where compiled plans are kept.
+"""The options of ONNX Runtime's TensorRT provider, and where compiled plans are stored.
 
-A plan is right for one GPU, one version of the software and one graph, so its directory is named by a hash of
-all of them; timings of layers serve every graph, and are kept a level above. Nothing here needs a GPU.
+A plan is valid for one GPU, one version of the software and one graph, so a hash of all of them names its
+directory. Timings of layers are shared by all graphs and stored one level above. Nothing here needs a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from artifact.manifest import Precision, sha256_of
 from engines.engine import EngineOptions
 from engines.machine import gpu_name
 
-LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")  # what the provider is linked against
+LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")  # that the provider is linked to
 HALF = ("fp16", "int8-trt")  # graphs in which layers may compute in fp16
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -28,9 +28,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 def provider_options(
     graph: Path, precision: Precision, inputs: Shapes, options: EngineOptions, *, record: bool
 ) -> dict[str, str]:
-    """Options of the TensorRT provider; `inputs`: the shape of a row of each; `record`: as CUDA graphs.
+    """Return the options of the TensorRT provider.
 
-    The profile says which batch sizes the plan must take; the largest is the one it is tuned for.
+    The profile is the range of batch sizes that the plan takes; it is tuned for the largest.
+
+    Args:
+        inputs: the shape of one row of each input.
+        record: record a CUDA graph for each batch size.
     """
     smallest, largest = min(options.batch_sizes), max(options.batch_sizes)
     told = {
@@ -57,12 +61,15 @@ def provider_options(
 
 
 def profile(inputs: Shapes, batch_size: int) -> str:
-    """`images:8x224x224x3,gates:8x16`, as TensorRT's provider reads it."""
+    """Return a profile such as `images:8x224x224x3,gates:8x16`, as the provider reads it."""
     return ",".join(f"{name}:{'x'.join(map(str, (batch_size, *shape)))}" for name, shape in inputs.items())
 
 
 def load_libraries() -> int | None:
-    """Load TensorRT's libraries for ONNX Runtime to find: their version as one number; None without them."""
+    """Load TensorRT's libraries, so that ONNX Runtime finds them.
+
+    Return their version as one number, or None if they are not installed.
+    """
     package = find_spec("tensorrt_libs")
     folders = [Path(place) for place in (package.submodule_search_locations or ())] if package else []
     loaded = []

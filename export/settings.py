@@ -19,26 +19,26 @@ class PullSettings(AnySettings):
     artifacts: Path = Field(
         Path("artifacts"),
         json_schema_extra=MODELS,
-        description="the directory where artifacts are put by name",
+        description="directory in which artifacts are written by name",
     )
     cache: Path | None = Field(
         None,
         json_schema_extra=DOWNLOADS,
-        description="the directory where downloads are kept; None: where this platform keeps caches",
+        description="directory for downloads; None: the platform's directory for caches",
     )
     offline: bool = Field(
-        False, json_schema_extra=DOWNLOADS, description="take everything from the cache, and ask no server"
+        False, json_schema_extra=DOWNLOADS, description="use only the cache, and contact no server"
     )
     pytorch_url: Annotated[tuple[str, ...], NoDecode] = Field(
         ("https://download.pytorch.org",),
         json_schema_extra=DOWNLOADS,
-        description="where torchvision's weights are; repeatable, tried in order: a mirror, then the source "
-        "(in the environment: separated by commas)",
+        description="address of torchvision's weights; repeatable, tried in order, such as a mirror and then "
+        "the source (in the environment: separated by commas)",
     )
     hub_url: Annotated[tuple[str, ...], NoDecode] = Field(
         ("https://huggingface.co",),
         json_schema_extra=DOWNLOADS,
-        description="where the Hugging Face hub is; likewise",
+        description="address of the Hugging Face hub; repeatable in the same way",
     )
     timeout: float = Field(
         30,

@@ -1,4 +1,4 @@
-"""Every setting of the server; engines/settings.py has those of the engines, and how settings are read."""
+"""The settings of the server; engines/settings.py has those of the engines, and how settings are read."""
 
 from __future__ import annotations
 
@@ -25,64 +25,66 @@ LIMITS, ACCESS, LOGS = map(group, ("limits", "access", "logs and traces"))
 
 
 class Settings(EngineSettings):
-    """What `residuum serve` can be told; frozen, passed down, never global."""
+    """The settings of `residuum serve`; frozen and passed down, never global."""
 
     model: Annotated[tuple[str, ...], NoDecode] = Field(
         (EMBEDDED,),
         json_schema_extra=MODELS,
-        description="a model to serve: a name under --artifacts, a path to an artifact, or 'embedded'; "
-        "repeatable (in the environment: separated by commas); the first one is the default",
+        description="model to serve: a name under --artifacts, a path to an artifact, or 'embedded'; "
+        "repeatable (in the environment: separated by commas); the first is the default",
     )
     artifacts: Path = Field(
         Path("artifacts"),
         json_schema_extra=MODELS,
-        description="the directory where artifacts are found by name",
+        description="directory in which artifacts are found by name",
     )
     host: str = Field(
         "127.0.0.1",
         json_schema_extra=ADDRESS,
-        description="the address to listen on; 0.0.0.0 for every interface",
+        description="address to listen on; 0.0.0.0: every interface",
     )
     port: int = Field(
         8000,
         ge=0,
         le=65535,
         json_schema_extra=ADDRESS,
-        description="the port to listen on; 0 for any free one",
+        description="port to listen on; 0: any free port",
     )
     max_wait_ms: float = Field(
         0,
         ge=0,
         le=60_000,
         json_schema_extra=BATCHES,
-        description="how long an image may wait for company while an instance is idle",
+        description="milliseconds that an image waits for others to join its batch while an instance is idle",
     )
     queue_capacity: int = Field(
         128,
         ge=1,
         le=1_000_000,
         json_schema_extra=BATCHES,
-        description="images that may wait; those beyond are refused with 503",
+        description="maximum number of waiting images; further images are refused with 503",
     )
     max_image_bytes: int = Field(
-        20 * MiB, ge=1, json_schema_extra=LIMITS, description="size of one image file at most"
+        20 * MiB, ge=1, json_schema_extra=LIMITS, description="maximum size of an image file in bytes"
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, json_schema_extra=LIMITS, description="width x height of an image at most"
+        50_000_000, ge=1, json_schema_extra=LIMITS, description="maximum width x height of an image"
     )
-    max_images: int = Field(32, ge=1, json_schema_extra=LIMITS, description="images in one request at most")
+    max_images: int = Field(
+        32, ge=1, json_schema_extra=LIMITS, description="maximum number of images in a request"
+    )
     max_request_bytes: int = Field(
         64 * MiB,
         ge=1,
         json_schema_extra=LIMITS,
-        description="size of a body with several images at most, as it came and decompressed",
+        description="maximum size in bytes of a body with several images, compressed and decompressed",
     )
     timeout_ms: int = Field(
         30_000,
         ge=1,
         le=3_600_000,
         json_schema_extra=LIMITS,
-        description="how long a request may take; a client can only shorten it",
+        description="milliseconds that a request may take; a client can only shorten this",
     )
     drain_timeout: float = Field(
         8,
@@ -92,26 +94,30 @@ class Settings(EngineSettings):
         description="seconds after SIGTERM within which accepted requests finish and the server ends",
     )
     decode_threads: int = Field(
-        0, ge=0, le=1024, json_schema_extra=BATCHES, description="threads that decode images; 0: one a core"
+        0,
+        ge=0,
+        le=1024,
+        json_schema_extra=BATCHES,
+        description="number of threads that decode images; 0: one per core",
     )
     cache_bytes: int = Field(
         0,
         ge=0,
         json_schema_extra=BATCHES,
-        description="bytes of answers that are kept, by the image's SHA-256, and given again; identical "
-        "images in flight then run once; 0: none",
+        description="size in bytes of the cache of answers, by the SHA-256 of the images; identical requests "
+        "at the same time then run once; 0: no cache",
     )
     watch: bool = Field(
         False,
         json_schema_extra=MODELS,
-        description="load artifacts that appear under --artifacts, and swap those that change there",
+        description="load artifacts that appear under --artifacts, and replace models whose artifact changes",
     )
     check_interval: float = Field(
         30,
         ge=0,
         le=86_400,
         json_schema_extra=ENGINES,
-        description="seconds between golden checks while serving; 0: none",
+        description="seconds between golden checks while serving; 0: no checks",
     )
     hang_timeout: float = Field(
         30,
@@ -123,52 +129,62 @@ class Settings(EngineSettings):
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         json_schema_extra=ACCESS,
-        description="a key that requests must bring; repeatable (in the environment: separated by commas); "
-        "better in the environment or a file: a command line is no secret",
+        description="key that requests must have; repeatable (in the environment: separated by commas); "
+        "better in the environment or a file, because other users can read a command line",
     )
     api_key_file: Path | None = Field(
         None,
         json_schema_extra=ACCESS,
-        description="a file with such keys, one a line; read again when it changes",
+        description="file of such keys, one per line; read again when it changes",
     )
     admin_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         json_schema_extra=ACCESS,
-        description="a key for loading and unloading models; repeatable; without one, nobody may",
+        description="key for loading and unloading models; repeatable; without a key nobody can",
     )
     admin_key_file: Path | None = Field(
-        None, json_schema_extra=ACCESS, description="a file with such keys, likewise"
+        None,
+        json_schema_extra=ACCESS,
+        description="file of such keys, one per line; read again when it changes",
     )
     rate_limit: float = Field(
         0,
         ge=0,
         json_schema_extra=ACCESS,
-        description="requests a second for each key, or address where there are no keys, in each worker; "
-        "0: no limit",
+        description="requests per second of each key, or of each address if there are no keys, in each "
+        "worker; 0: no limit",
     )
     header_timeout: float = Field(
-        10, gt=0, le=3600, json_schema_extra=LIMITS, description="seconds that a request's head may take"
+        10,
+        gt=0,
+        le=3600,
+        json_schema_extra=LIMITS,
+        description="seconds that the head of a request may take to arrive",
     )
     body_timeout: float = Field(
-        30, gt=0, le=3600, json_schema_extra=LIMITS, description="seconds that a request's body may take"
+        30,
+        gt=0,
+        le=3600,
+        json_schema_extra=LIMITS,
+        description="seconds that the body of a request may take to arrive",
     )
     cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         json_schema_extra=ACCESS,
-        description="an origin whose pages may call this server from a browser; repeatable (in the "
-        "environment: separated by commas)",
+        description="origin whose pages may call this server from a browser; repeatable (in the environment: "
+        "separated by commas)",
     )
     access_log: bool = Field(
-        True, json_schema_extra=LOGS, description="a line in the log for each request but health checks"
+        True, json_schema_extra=LOGS, description="log a line for each request, except health checks"
     )
     log_format: Literal["text", "json"] = Field(
-        "text", json_schema_extra=LOGS, description="how log lines are written"
+        "text", json_schema_extra=LOGS, description="format of log lines"
     )
     otlp_endpoint: str | None = Field(
         None,
         json_schema_extra=LOGS,
-        description="where traces are sent, an OpenTelemetry collector's OTLP/HTTP address such as "
-        "http://127.0.0.1:4318; None: nowhere",
+        description="address of the OpenTelemetry collector that receives traces by OTLP/HTTP, such as "
+        "http://127.0.0.1:4318; None: no traces",
     )
 
     @field_validator("model", "api_key", "admin_key", "cors_origin", mode="before")

@@ -1,11 +1,11 @@
 """torch on an NVIDIA GPU or the CPU, running the artifact's own ONNX file.
 
-Modes: "eager", operator by operator, the usual one; "compile", each of `options.batch_sizes` compiled by
-torch.compile, which wants a C++ compiler, and on a GPU Triton, and takes up to a minute a size. On a GPU both
-are recorded, one CUDA graph a batch size. On the CPU compiling gained nothing over eager in channels-last:
-docs/decisions.md has the figures. Sizes that are not in `options.batch_sizes` run in eager.
+Modes: "eager", operator by operator, the usual one; "compile", which compiles each of `options.batch_sizes`
+with torch.compile. Compiling needs a C++ compiler, and on a GPU Triton, and takes up to a minute a size. On a
+GPU both modes record a CUDA graph for each batch size. On the CPU compiling gained nothing over eager in
+channels-last; docs/decisions.md has the figures. Sizes that are not in `options.batch_sizes` run in eager.
 
-fp32 means fp32: an engine on a GPU turns TF32 off, for the whole process: torch has one switch for all.
+fp32 means fp32: an engine on a GPU turns TF32 off for the whole process, because torch has one global switch.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class TorchEngine:
     Args:
         graph: the file.
         precision: its precision.
-        options: `batch_sizes` are compiled and recorded here, not at the first run.
+        options: `batch_sizes` are compiled and recorded when the engine is opened, not at the first run.
 
     Raises:
-        EngineUnavailable: device, mode or precision cannot be had here.
-        EngineError: the file is no graph that we can run.
+        EngineUnavailable: device, mode or precision is not available here.
+        EngineError: the file is no graph that this engine can run.
     """
 
     def __init__(
@@ -72,19 +72,19 @@ class TorchEngine:
         tensors = _tensors(self._inputs, inputs)
         try:
             outputs = self._runner.run(tensors)
-        except Exception as error:  # after a fault on the GPU, every later run comes here too
+        except Exception as error:  # after a fault on the GPU, every later run fails too
             raise EngineError(f"torch: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
-        """Give back memory, on a GPU to the driver too."""
+        """Free memory, on a GPU including torch's own cache."""
         self._runner = None
         if self.info.device == "cuda":
             torch.cuda.empty_cache()
 
 
 class CpuRunner:
-    """Runs a program for each instance; first every compiled function once, which compiles it."""
+    """Runs a program on the CPU; opening it runs every compiled function once, which compiles it."""
 
     def __init__(self, program: Program, compiled: Mapping[int, Function], options: EngineOptions) -> None:
         self._module = program.module
@@ -101,7 +101,7 @@ class CpuRunner:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """OpenMP's number belongs to the calling thread; changing it costs less than a microsecond."""
+    """Set the number of OpenMP threads of the calling thread, which takes less than a microsecond."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -144,10 +144,11 @@ def _runner(
 
 
 def _compiled(program: Program, sizes: tuple[int, ...], cache: Path | None) -> dict[int, Function]:
-    """A function for each batch size, compiled when it first runs.
+    """Return a function for each batch size, which its first run compiles.
 
-    Each is a module of its own, over the same weights: torch keeps but eight compilations of one.
-    No mode beyond the default: autotuning takes minutes a size, and CUDA graphs are our own.
+    Each is a module of its own over the same weights, because torch stores at most eight compilations of a
+    module. torch.compile's default mode is used: autotuning takes minutes for each size, and `CudaRunner`
+    records the CUDA graphs.
     """
     if cache is not None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torch"))
@@ -160,10 +161,10 @@ def _compiled(program: Program, sizes: tuple[int, ...], cache: Path | None) -> d
 
 
 def _tensors(expected: Mapping[str, Row], inputs: Mapping[str, NDArray[Any]]) -> list[Tensor]:
-    """In the program's order, sharing the arrays' memory.
+    """Return the inputs in the program's order, as tensors that share the arrays' memory.
 
     Raises:
-        EngineError: not the program's inputs; torch itself would broadcast or convert without a word.
+        EngineError: they differ from the program's inputs, which torch would silently broadcast or convert.
     """
     if inputs.keys() != expected.keys():
         raise EngineError(f"torch: inputs {sorted(inputs)}, not {sorted(expected)}")

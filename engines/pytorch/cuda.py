@@ -1,8 +1,8 @@
-"""A program on an NVIDIA GPU: one CUDA graph a batch size, over buffers that are made once.
+"""Run a program on an NVIDIA GPU: one CUDA graph for each batch size, over buffers that are allocated once.
 
-A CUDA graph is a recording: it wants the same shapes at the same addresses each time, and in return costs one
-launch. All sizes read the first rows of the same input buffers and take their memory from one pool, so memory
-grows with the largest size, not with their number. Host memory of the copies in and out is page-locked.
+A CUDA graph is a recording. It needs the same shapes at the same addresses each time, and costs one launch.
+All sizes read the first rows of the same input buffers and take their memory from one pool, so memory grows
+with the largest size and not with the number of sizes. Host memory for the copies in and out is page-locked.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class CudaRunner:
     """Runs a program on the current GPU, on a stream of its own.
 
     Args:
-        program: its weights on that GPU.
-        compiled: functions to record in place of the module, by batch size.
+        program: a program whose weights are on that GPU.
+        compiled: by batch size, functions to record in place of the program's module.
         sizes: the batch sizes to record; others run operator by operator.
 
     Raises:
-        RuntimeError: the GPU's memory does not suffice, or what else torch raises.
+        RuntimeError: the GPU has too little memory, or another error of torch.
     """
 
     def __init__(self, program: Program, compiled: Mapping[int, Function], sizes: Sequence[int]) -> None:
@@ -44,7 +44,7 @@ class CudaRunner:
             return
         self._host_inputs = [tensor.pin_memory() for tensor in program.zeros(max(sizes))]
         self._inputs = [tensor.cuda() for tensor in self._host_inputs]
-        torch.cuda.synchronize()  # they were made on another stream
+        torch.cuda.synchronize()  # the buffers were allocated on another stream
         pool = torch.cuda.graph_pool_handle()
         for size in sorted(sizes, reverse=True):  # the largest first: the others fit into its memory
             self._record(size, compiled.get(size, self._module), pool)
@@ -74,7 +74,7 @@ class CudaRunner:
             with torch.cuda.stream(self._stream), _fastest_algorithms():
                 for _ in range(NUM_WARM_UPS):
                     function(*inputs)
-            # "thread_local": what other threads, which may be serving, do meanwhile is no error.
+            # "thread_local": other threads may use the GPU during the recording, because they may be serving.
             with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
                 outputs = function(*inputs)
         self._recorded[size] = graph, outputs
@@ -82,7 +82,7 @@ class CudaRunner:
 
 @contextmanager
 def _fastest_algorithms() -> Iterator[None]:
-    """cuDNN times its algorithms for each new shape; the choice stays, and the recording has it."""
+    """Let cuDNN time its algorithms for each new shape; the recording then contains the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

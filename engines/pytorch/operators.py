@@ -1,11 +1,11 @@
 """An ONNX file as straight-line torch code: a table of the operators that our graphs are made of.
 
 Each row is a function of an operator's inputs and, by their ONNX names, its attributes. `read_program` calls
-them once on placeholders, which leaves a `torch.fx.GraphModule` without a trace of ONNX.
+these functions once on placeholders; the result is a `torch.fx.GraphModule` that contains no ONNX.
 
-Only what `export` writes for the rows of the zoo is known, in opsets 20 to 22. There is a library for
-this, onnx2torch; its last release is of August 2024, and it has neither the ReduceMean, ReduceL2 and Pad of
-opset 18 and later nor bfloat16 weights.
+The table has the operators that `export` writes for the rows of the zoo, in opsets 20 to 22. The library
+onnx2torch does the same; its last release is of August 2024, and it has neither the ReduceMean, ReduceL2 and
+Pad of opset 18 and later nor bfloat16 weights.
 """
 
 from __future__ import annotations
@@ -34,29 +34,28 @@ DTYPES: dict[int, torch.dtype] = {
     TensorProto.DOUBLE: torch.float64,
 }
 
-
 Function = Callable[..., tuple[Tensor, ...]]
 Row = tuple[torch.dtype, tuple[int, ...]]  # dtype and shape of an input, without the batch axis
 
 
 @dataclass(frozen=True)
 class Program:
-    """A graph as a module from its inputs, in this order, to a tuple of its outputs, in this order."""
+    """A graph as a module that takes `inputs` and returns a tuple of `outputs`, both in this order."""
 
     module: fx.GraphModule
     inputs: Mapping[str, Row]
     outputs: tuple[str, ...]
 
     def zeros(self, size: int) -> list[Tensor]:
-        """Inputs for a batch of `size`, in host memory."""
+        """Return inputs of zeros for a batch of `size`, in host memory."""
         return [torch.zeros((size, *shape), dtype=dtype) for dtype, shape in self.inputs.values()]
 
 
 def read_program(path: Path) -> Program:
-    """Weights are buffers, those of convolutions channels-last: the layout that `images` come in.
+    """Read an ONNX file. Weights become buffers, channels-last for convolutions, as `images` are.
 
     Raises:
-        EngineError: it is no ONNX file, or has an operator, or a use of one, that is not in the table.
+        EngineError: it is no ONNX file, or it uses an operator in a way that the table does not cover.
     """
     try:
         graph = onnx.load(path).graph
@@ -84,7 +83,7 @@ def read_program(path: Path) -> Program:
 
 
 def _weight(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
-    """NumPy has no bfloat16 of its own: by way of float32, which holds it exactly."""
+    """Convert a weight, through float32, which represents bfloat16 exactly; NumPy has no bfloat16."""
     wide = array if dtype in (torch.float64, torch.bool) else array.astype(np.float32)
     tensor = torch.from_numpy(np.array(wide)).to(dtype)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -113,7 +112,7 @@ def _window(
     dilations: Sequence[int] = (1, 1),
     auto_pad: bytes = b"NOTSET",
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Stride, padding and dilation, as torch takes them: the same padding at both ends."""
+    """Return stride, padding and dilation as torch takes them, with the same padding at both ends."""
     if auto_pad != b"NOTSET" or list(pads[:2]) != list(pads[2:]):
         raise ValueError(f"auto_pad {auto_pad!r}, pads {pads}")
     return tuple(strides), tuple(pads[:2]), tuple(dilations)
@@ -135,7 +134,7 @@ def _conv(
 def _max_pool(
     x: Tensor, *, kernel_shape: Sequence[int], ceil_mode: int = 0, storage_order: int = 0, **window: Any
 ) -> Tensor:
-    """`storage_order` is about the second output, the indices; nobody asks for it."""
+    """`storage_order` concerns only the second output, the indices, which our graphs do not use."""
     return F.max_pool2d(x, tuple(kernel_shape), *_window(**window), ceil_mode=bool(ceil_mode))
 
 
@@ -164,7 +163,7 @@ def _gemm(
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A reduction over `axes`; over all of them where none are given."""
+    """Return a reduction over `axes`, or over all axes if none are given."""
 
     def reduce(
         x: Tensor, axes: list[int] | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
@@ -183,18 +182,18 @@ def _unsqueeze(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _reshape(x: Tensor, shape: list[int], *, allowzero: int = 0) -> Tensor:
-    """0 is an axis as it was, unless `allowzero`."""
+    """Reshape; a size of 0 keeps that axis, unless `allowzero`."""
     sizes = [x.shape[axis] if size == 0 and not allowzero else size for axis, size in enumerate(shape)]
     return x.reshape(sizes)
 
 
 def _expand(x: Tensor, shape: list[int] | torch.Size) -> Tensor:
-    """A constant 1 is an axis as it is; a shape that the graph computes is of a tensor as large."""
+    """Expand; in a constant shape 1 keeps that axis. A shape that the graph computes has the full sizes."""
     return x.expand([-1 if size == 1 else size for size in shape] if isinstance(shape, list) else shape)
 
 
 def _gather(x: Tensor, index: int | Tensor, *, axis: int = 0) -> Tensor:
-    """At one index, or at those of a vector that the graph computes."""
+    """Select one constant index, or the indices of a vector that the graph computes."""
     if isinstance(index, list):
         raise TypeError(f"indices {index}")
     return x.select(axis, index) if isinstance(index, int) else x.index_select(axis, index)
@@ -225,7 +224,7 @@ def _slice(
 def _pad(
     x: Tensor, pads: list[int], value: None = None, axes: None = None, *, mode: bytes = b"constant"
 ) -> Tensor:
-    """With zeros, on all axes. ONNX has all starts, then all ends; torch has pairs, the last axis first."""
+    """Pad with zeros. ONNX lists all starts, then all ends; torch takes pairs, the last axis first."""
     if mode != b"constant" or value is not None or axes is not None:
         raise ValueError(f"mode {mode!r}, value {value}, axes {axes}")
     half = len(pads) // 2
