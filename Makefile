@@ -23,7 +23,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint types check format train export bench bench-http bench-introspection install install-dev clean
+.PHONY: help serve test test-fast lint types check format train export bench bench-http bench-introspection install install-dev clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -33,6 +33,9 @@ serve: install ## serve the embedded model: HOST=127.0.0.1 PORT=8000, ARGS for a
 
 test: install-dev ## run all tests; ARGS="-k batcher" for some
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+
+test-fast: install-dev ## run the tests that need no server, browser, export or training, within a minute
+	$(BIN)/python -m pytest --fast -p no:schemathesis --numprocesses auto --dist worksteal $(ARGS)
 
 lint: install-dev ## check format and lint
 	$(BIN)/ruff format --check .

@@ -1,58 +1,47 @@
-"""Fixtures: the embedded artifact, and a small random one made by the real export pipeline."""
+"""Fixtures: the embedded artifact, and a small random one from the export pipeline. The option --fast."""
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
-from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from artifact.manifest import Label, Preprocessing
-from export.pipeline import export_artifact
-from models.checkpoint import CheckpointMetadata, describe_architecture
-from models.resnet import ResNet, build
-
-# What torch tells of each of an export's steps, formatted for pytest to keep, takes a tenth of its time.
-logging.getLogger("torch.__trace").disabled = True
-
-# Nor does what ONNX Script knows of torch's operators change between two exports; to read it takes a second.
-ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[assignment, method-assign]
-
-# Networks as small as these run faster on one thread than on many.
-torch.set_num_threads(1)
+from tests.support.fast import is_heavy, is_slow
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def liven(model: ResNet, seed: int = 0) -> ResNet:
-    """Random BatchNorm statistics and parameters, so that fusing them wrongly shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
-                assert module.running_var is not None
-                module.running_mean.normal_(0, 0.3, generator=generator)
-                module.running_var.uniform_(0.5, 2.0, generator=generator)
-                module.weight.uniform_(0.4, 1.2, generator=generator)
-                module.bias.normal_(0, 0.3, generator=generator)
-    return model.eval()
-
-
-def metadata_for(model: ResNet, size: int = 32) -> CheckpointMetadata:
-    return CheckpointMetadata(
-        architecture=describe_architecture(model),
-        labels=tuple(Label(label=f"class {index}") for index in range(model.spec.num_classes)),
-        preprocessing=Preprocessing(
-            resize=size, crop=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        ),
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="leave out what needs a server, browser, export or process"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes long for a reason that tests/support/fast.py cannot see")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if is_test and config.getoption("fast") and is_heavy(collection_path) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("fast"):
+        slow = [item for item in items if is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Set torch up for the tests, if one of them imports it."""
+    if "torch" in sys.modules:
+        import tests.support.networks
+    if "export" in sys.modules and not session.config.getoption("fast"):
+        import tests.support.exporting  # noqa: F401
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,6 +67,11 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     out = folder / "artifacts" / "resnet20"
     with FileLock(folder / "artifacts.lock"):
         if not out.exists():
+            # Imported here, because torch takes two seconds that most of the tests do not need.
+            from export.pipeline import export_artifact
+            from models.resnet import build
+            from tests.support.networks import liven, metadata_for
+
             model = liven(build("resnet20", seed=1))
             about = {"source": "random weights", "weights_sha256": "0" * 64}
             export_artifact(model, metadata_for(model), "resnet20", out, **about)

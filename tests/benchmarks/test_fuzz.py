@@ -88,6 +88,7 @@ def test_a_sound_inference_is_sound() -> None:
 # --- our server --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # starts a server
 def test_hostile_requests_do_our_server_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = fuzz.main(["--count", "500", "--findings", str(tmp_path), *FLAGS])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -97,6 +98,7 @@ def test_hostile_requests_do_our_server_no_harm(tmp_path: Path, capsys: pytest.C
     assert found["outcomes"].keys() >= {"200", "422 corrupt_image", "422 truncated_image", "v2 400", "v2 200"}
 
 
+@pytest.mark.slow  # starts a server
 def test_a_short_soak(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(soak.GROWTH, "memory_mib", 1000.0)  # in seconds nothing is warm
     code = soak.main(["--minutes", "0.05", *FLAGS])
@@ -169,6 +171,7 @@ def erring_server(error: str) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow  # waits for clients
 @pytest.mark.parametrize(
     ("error", "finding"),
     [

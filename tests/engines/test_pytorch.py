@@ -22,7 +22,8 @@ from engines.pytorch import TorchEngine
 from engines.registry import open_engine
 from export.graph import cut_introspect, export_graph
 from models.resnet import build
-from tests.conftest import ROOT, liven
+from tests.conftest import ROOT
+from tests.support.networks import liven
 
 SIDE = 32
 PREPROCESSING = Preprocessing(resize=SIDE, crop=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

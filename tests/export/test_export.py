@@ -38,7 +38,7 @@ from models.zoo import ZOO
 from service.runtime.loading import load_model
 from service.runtime.opening import LoadError
 from service.settings import Settings
-from tests.conftest import liven, metadata_for
+from tests.support.networks import liven, metadata_for
 
 IMAGES = synthetic_images(3, 32, seed=4)
 

@@ -37,11 +37,11 @@ from models.zoo import ZOO
 from residuum.cli.main import main
 from service.runtime.loading import load_model
 from service.settings import load_settings
-from tests.conftest import liven
 from tests.support import oracles
 from tests.support.files_server import FilesServer, files_server
 from tests.support.images import encode, photograph
 from tests.support.live import live_server
+from tests.support.networks import liven
 
 PIXELS = 64
 PHOTO = encode(photograph(90, 70), "PNG")

@@ -26,7 +26,7 @@ from export.emulate import open_as_written, rounded, run_as_written
 from export.graph import DTYPES, GRAPHS, OPSETS, ClassifyGraph, cut_introspect, export_graph, tap_names
 from export.verify import TOLERANCES, GateError, check_parity, golden, reference, synthetic_images
 from models.resnet import ResNet, build
-from tests.conftest import liven, metadata_for
+from tests.support.networks import liven, metadata_for
 
 SIZE = 32
 IMAGES = synthetic_images(3, SIZE, seed=4)

@@ -17,10 +17,10 @@ from export.verify import open_session, synthetic_images
 from introspection.measure import measure
 from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
-from tests.conftest import liven, metadata_for
 from tests.introspection.test_measure import reference_maps, reference_scalars
 from tests.support.frozen import ROWS
 from tests.support.measured import made_manifest
+from tests.support.networks import liven, metadata_for
 
 Float64 = NDArray[np.float64]
 NUM_IMAGES = 2

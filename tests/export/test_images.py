@@ -21,8 +21,8 @@ from export.images import (
 from export.precisions import PrecisionRequest, read_images
 from models.resnet import build
 from models.training.data import DataError, load_images
-from tests.conftest import metadata_for
 from tests.support.images import spec
+from tests.support.networks import metadata_for
 
 SPEC = spec(32, 32)
 LABELS = (Label(label="cat", wnid="n02121620"), Label(label="dog", wnid="n02084071"))

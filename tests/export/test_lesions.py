@@ -13,8 +13,8 @@ from export.graph import IntrospectGraph
 from export.verify import synthetic_images
 from models.pixels import normalised
 from models.resnet import ResNet, build
-from tests.conftest import liven, metadata_for
 from tests.support.frozen import ROWS, without_branch
+from tests.support.networks import liven, metadata_for
 
 SIZE = 33
 LESIONED = ROWS | {"highway": ("highway20", {"depths": (1, 1, 1)})}

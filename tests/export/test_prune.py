@@ -25,7 +25,7 @@ from models.training.data import ImageSet
 from models.training.fine_tune import fine_tune, fine_tune_recipe
 from models.training.recipe import get_recipe
 from models.zoo import Architecture, architecture
-from tests.conftest import liven, metadata_for
+from tests.support.networks import liven, metadata_for
 
 # One block of every kind that there is, thin enough for a test, wide enough for something to go.
 SMALL = dict(width=16, depths=(1, 1), num_classes=10)

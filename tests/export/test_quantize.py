@@ -22,7 +22,7 @@ from export.quantize import Int8, QuantizeError, quantize, sensitivities
 from export.verify import synthetic_images
 from models.pixels import normalised
 from models.resnet import build
-from tests.conftest import liven, metadata_for
+from tests.support.networks import liven, metadata_for
 
 IMAGES = synthetic_images(32, 32, seed=5)
 FRESH = synthetic_images(64, 32, seed=6)

@@ -13,7 +13,7 @@ from export.source import Request, SourceError, Training, check_options, directo
 from models.checkpoint import save_checkpoint
 from models.resnet import build
 from models.weights import is_safetensors
-from tests.conftest import metadata_for
+from tests.support.networks import metadata_for
 
 
 def test_content_tells_the_kind(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from export.graph import AttributeGraph, ClassifyGraph, export_graph
 from export.verify import synthetic_images
 from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
-from tests.conftest import liven, metadata_for
 from tests.support.frozen import ROWS, Attribution, FrozenNetwork
+from tests.support.networks import liven, metadata_for
 
 Outputs = Mapping[str, NDArray[np.float32]]
 NUM_IMAGES = 3

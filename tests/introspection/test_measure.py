@@ -20,8 +20,8 @@ from introspection.measure import Values, measure
 from introspection.quantities import MAPS
 from introspection.readings import LesionLogits, NotFiniteError
 from models.resnet import build
-from tests.conftest import liven
 from tests.support.measured import Measured, measured, random_blocks
+from tests.support.networks import liven
 
 Float64 = NDArray[np.float64]
 

@@ -47,10 +47,10 @@ from residuum.cli.main import main
 from service.runtime.introspect import introspect
 from service.runtime.loading import load_model
 from service.settings import Settings
-from tests.conftest import liven, metadata_for
 from tests.introspection.test_measure import reference_maps, reference_scalars
 from tests.support.images import encode, photograph
 from tests.support.live import live_server
+from tests.support.networks import liven, metadata_for
 
 PHOTOGRAPH = encode(photograph(60, 44, seed=7), "PNG")
 RUN = Run("fp32", "onnxruntime", {"inference": 1.0})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.layers import SqueezeExcitation, StochasticDepth
 from models.resnet import ResNet, build, shortcut_kind
 from models.shortcuts import Projection
-from tests.conftest import liven
+from tests.support.networks import liven
 
 
 def x_of(block: nn.Module, channels: int, size: int = 8) -> Tensor:

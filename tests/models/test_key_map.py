@@ -10,7 +10,7 @@ from torch import Tensor
 from models.key_map import WeightsError, foreign_name, read, recognise, to_foreign, to_ours, write
 from models.resnet import ResNet, build
 from models.styles import STYLES
-from tests.conftest import liven
+from tests.support.networks import liven
 
 KINDS: dict[str, dict[str, object]] = {
     "basic": dict(name="resnet18"),

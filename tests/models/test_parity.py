@@ -160,6 +160,7 @@ def assert_parity(library: str, name: str, seed: int) -> None:
         assert float((theirs(x_NCHW) - got).abs().max()) <= TOLERANCE * span
 
 
+@pytest.mark.slow  # most of the networks are large
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("library", "name"), CASES)
 def test_logits_are_those_of(library: str, name: str, seed: int) -> None:

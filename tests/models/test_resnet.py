@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.blocks import ResidualBlock
 from models.resnet import ResNet, build, describe_blocks
 from models.shortcuts import pad, pad_after
-from tests.conftest import liven
+from tests.support.networks import liven
 
 
 def images(size: int, count: int = 2) -> Tensor:

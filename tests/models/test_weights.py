@@ -15,8 +15,8 @@ from torch import nn
 
 from models.weights import WeightsError, load_foreign, read_state
 from models.zoo import architecture
-from tests.conftest import liven
 from tests.support.foreign import ForeignBlock, ForeignResNet
+from tests.support.networks import liven
 
 CASES: dict[str, tuple[dict[str, Any], str, int]] = {
     "CIFAR, option A": (dict(depths=(3, 3, 3), width=16, option="A", head="linear"), "resnet20", 32),

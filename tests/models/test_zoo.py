@@ -21,7 +21,7 @@ from models.count import count
 from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
 from models.zoo import ZOO, Architecture, UnknownArchitecture, architecture
-from tests.conftest import liven, metadata_for
+from tests.support.networks import liven, metadata_for
 
 SMALL = {name: 64 if row.stem in ("imagenet", "deep") else 32 for name, row in ZOO.items()}
 THOUSAND_LAYERS = [name for name, row in ZOO.items() if sum(row.depths) > 300]

@@ -30,7 +30,8 @@ from models.zoo import ZOO
 from residuum.cli.main import main
 from service.runtime.loading import load_model
 from service.settings import load_settings
-from tests.conftest import ROOT, liven, metadata_for
+from tests.conftest import ROOT
+from tests.support.networks import liven, metadata_for
 
 RANDOM = ("--weights", "random", "-o", "x")
 
