@@ -1,7 +1,7 @@
 """Image bytes -> RGB: JPEG, PNG, WebP, GIF, TIFF and BMP; of several frames, the first.
 
-Whatever Pillow makes of a stranger's file ends in a picture or an `ImageError`; the size is checked between
-its reading the headers and its decoding. Knows Pillow and numpy; knows nothing of models, crops or HTTP.
+Every file, however damaged, gives a picture or an `ImageError`. The size is checked after Pillow has read the
+headers and before it decodes. This module knows Pillow and numpy; it knows no models, crops or HTTP.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from PIL import (
 
 from artifact.image_bytes import ImageError, Limits, check_pixels, damage, essentials, orientation, sniff
 
-# The plugins themselves, as Image.open tries neighbours too (MPO for JPEG) and has a pixel limit of its own.
+# The plugins are called directly: Image.open tries similar formats too (MPO for JPEG), and has a pixel limit.
 _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
@@ -39,17 +39,17 @@ _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
 }
-# Bounds on what Pillow does at Python's speed: without them 20 MB of one-byte GIF comments take 13 seconds.
+# Bounds on Pillow's loops in Python: without them 20 MB of one-byte GIF comments take 13 seconds.
 _MAX_READS = 250_000
 _MAX_RUN_LENGTH_PIXELS = 4_000_000  # of BMP
 _TILE_SIZE = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
 
-# Pillow tells of odd metadata by warnings and log records, and libtiff writes to stderr; none of it is news
-# here. Python's warning filters cannot be changed for one thread alone before 3.14, so all this is done once.
+# Pillow reports odd metadata in warnings and log records, and libtiff on stderr; none of it matters here.
+# Before Python 3.14 warning filters cannot be changed for one thread alone, so this is done once, on import.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 _SILENCE = warnings.filters[0]
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-with contextlib.suppress(OSError, AttributeError):  # a Pillow built in another way just stays noisy
+with contextlib.suppress(OSError, AttributeError):  # another build of Pillow keeps writing to stderr
     _libtiff = ctypes.CDLL(_imaging.__file__)  # finds the symbols of the libraries that it is linked to
     _libtiff.TIFFSetErrorHandler(None)
     _libtiff.TIFFSetWarningHandler(None)
@@ -57,7 +57,7 @@ with contextlib.suppress(OSError, AttributeError):  # a Pillow built in another 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A photograph as it is stored, and how to show it."""
+    """A photograph as it is stored, and its orientation."""
 
     image: Image.Image  # RGB
     format: str  # "jpeg", "png", "webp", "gif", "tiff", "bmp"
@@ -65,13 +65,13 @@ class Decoded:
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
-    """The photograph in the file, transparency over white, 16 bits and more scaled to 8.
+    """Return the photograph in a file, transparency over white, 16 bits and more scaled to 8.
 
     Raises:
-        ImageError: whatever is wrong with `data`.
+        ImageError: `data` is no usable image; the error says why.
     """
     image_format = sniff(data, limits)
-    if warnings.filters[0] != _SILENCE:  # someone, such as pytest, has put a filter before ours
+    if warnings.filters[0] != _SILENCE:  # another filter, such as pytest's, was put before ours
         warnings.filterwarnings("ignore", module=r"PIL\.")
     source = _Source()
     image: ImageFile.ImageFile | None = None
@@ -81,19 +81,19 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         image = _OPENERS[image_format](source)
         _check_size(image, limits)
         if isinstance(image, PngImagePlugin.PngImageFile):
-            _mend_colour_key(image)
+            _scale_colour_key(image)
         image.load()
         # Pillow turns a TIFF upright by itself while it loads it.
         exif = b"" if image_format == "tiff" else exif or image.info.get("exif", b"")
         return Decoded(_to_rgb(image), image_format, orientation(exif))
     except ImageError:
         raise
-    except Exception as error:  # Pillow lets through whatever its parsers trip over
+    except Exception as error:  # Pillow passes on any exception of its parsers
         raise damage(image_format, cut=source.ran_out or _strips_cut(image, len(data))) from error
 
 
 class _Source(io.BytesIO):
-    """The file that Pillow reads: bounds the number of reads, and notes one that came too late."""
+    """The file that Pillow reads; it bounds the number of reads, and notes a read beyond the end."""
 
     reads = 0
     ran_out = False
@@ -103,14 +103,14 @@ class _Source(io.BytesIO):
         if self.reads > _MAX_READS:
             raise OSError("too many small parts")
         result = super().read(size)
-        # Pillow reads pixels in blocks of MAXBLOCK, of which the last is short in a sound file too.
+        # Pillow reads pixels in blocks of MAXBLOCK; the last one is short in an undamaged file too.
         if size and len(result) < size and (not result or size != ImageFile.MAXBLOCK):
             self.ran_out = True
         return result
 
 
 def _check_size(image: ImageFile.ImageFile, limits: Limits) -> None:
-    """Between opening, which reads headers, and loading, which allocates and decodes."""
+    """Raise ImageError if the image is too large, before loading allocates memory and decodes."""
     limit = limits.max_pixels
     if isinstance(image, BmpImagePlugin.BmpImageFile) and image.info.get("compression") in (1, 2):
         limit = min(limit, _MAX_RUN_LENGTH_PIXELS)
@@ -119,11 +119,11 @@ def _check_size(image: ImageFile.ImageFile, limits: Limits) -> None:
         width, height = (image.tag_v2.get(tag, 1) for tag in _TILE_SIZE)
         if not (isinstance(width, int) and isinstance(height, int)):
             raise damage("tiff", cut=False)
-        check_pixels(width, height, limit)  # libtiff allocates whole tiles, of a small image too
+        check_pixels(width, height, limit)  # libtiff allocates whole tiles, even for a small image
 
 
 def _strips_cut(image: ImageFile.ImageFile | None, num_bytes: int) -> bool:
-    """Whether a TIFF names pixels beyond the file's end, which libtiff reads without asking `_Source`."""
+    """Whether a TIFF refers to pixels beyond the file's end, which libtiff reads without using `_Source`."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags = image.tag_v2
@@ -131,12 +131,12 @@ def _strips_cut(image: ImageFile.ImageFile | None, num_bytes: int) -> bool:
         offsets = tags.get(TiffImagePlugin.STRIPOFFSETS) or tags[TiffImagePlugin.TILEOFFSETS]
         counts = tags.get(TiffImagePlugin.STRIPBYTECOUNTS) or tags[TiffImagePlugin.TILEBYTECOUNTS]
         return any(offset + count > num_bytes for offset, count in zip(offsets, counts, strict=False))
-    except (KeyError, TypeError, ValueError, struct.error):  # the tags are what is damaged
+    except (KeyError, TypeError, ValueError, struct.error):  # the tags are damaged
         return False
 
 
 def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
-    """RGB of the same size, transparency over white."""
+    """Convert to RGB, transparency over white."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image  # convert would copy
     if image.mode.startswith("I;16"):
@@ -155,12 +155,12 @@ def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _grey_of_16_bits(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """[H, W] scaled to 8 bits, value/257 rounded, which Pillow's own conversion clips at 255 instead."""
+    """Scale [H, W] to 8 bits by rounding value/257; Pillow's own conversion clips at 255 instead."""
     values = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
         values = values << 4 | values >> 8
-    # (v + 128) // 257, kept from overflowing: all above 65,407 are white.
+    # (v + 128) // 257 without overflow: all values above 65,407 are white.
     rounded = (np.minimum(values, 65_407) + np.uint16(128)) // np.uint16(257)
     grey: NDArray[np.uint8] = rounded.astype(np.uint8)
     if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
@@ -171,9 +171,9 @@ def _grey_of_16_bits(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
 
 
 def _grey_of_numbers(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """[H, W] of 32-bit integers or floats, whose white no file states.
+    """Scale [H, W] of 32-bit integers or floats to 8 bits. The file does not state which value is white.
 
-    It is taken to be the first of 1, 255 and 65,535 that no value exceeds, or else the largest value.
+    White is the first of 1, 255 and 65,535 that no value exceeds, or else the largest value.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     top = float(values.max())
@@ -182,8 +182,8 @@ def _grey_of_numbers(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
     return grey
 
 
-def _mend_colour_key(image: PngImagePlugin.PngImageFile) -> None:
-    """Bring the one colour that tRNS makes transparent to 8 bits, as Pillow does with the pixels alone."""
+def _scale_colour_key(image: PngImagePlugin.PngImageFile) -> None:
+    """Scale the colour that tRNS makes transparent to 8 bits, as Pillow scales the pixels only."""
     key, stored = image.info.get("transparency"), image.tile[0].args
     if isinstance(key, int) and image.mode == "L":
         levels = {"L;2": 4, "L;4": 16}.get(str(stored), 256)

@@ -1,7 +1,7 @@
-"""What an image file says of itself before it is decoded: its format, its end, its size, which way is up.
+"""Read an image file before it is decoded: its format, whether it is complete, its size, its orientation.
 
-Pure bytes and the standard library. Files come from strangers: every loop here is bounded, every length is
-checked, and what is wrong ends in an `ImageError`. Knows nothing of Pillow; artifact/decode.py does the rest.
+Files come from strangers: every loop is bounded, every length is checked, a defect is an `ImageError`. This
+module uses the standard library only; artifact/decode.py decodes with Pillow.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from artifact.errors import ResiduumError
 
-# Bounds on what decoders do at Python's speed, or once per scan: without them a file of 20 MB takes 17
-# seconds (a JPEG of empty segments, a TIFF of five million strips) or 20 minutes (a JPEG of empty scans).
+# Bounds on loops in Python, and on work for each scan: without them a file of 20 MB takes 17 seconds (a JPEG
+# of empty segments, a TIFF of five million strips) or 20 minutes (a JPEG of empty scans).
 MAX_PARTS = 65_536  # JPEG segments before the first scan, PNG chunks, TIFF tags
 MAX_STRIPS = 65_536
-MAX_SIDE = 1_000_000  # rows cost memory of their own, and this is no photograph
+MAX_SIDE = 1_000_000  # each row takes memory of its own, and no photograph is larger
 
 _SIGNATURES = {
     "jpeg": re.compile(rb"\xff\xd8\xff"),
@@ -28,16 +28,16 @@ _SIGNATURES = {
     "tiff": re.compile(rb"II[*+]\0|MM\0[*+]"),
     "bmp": re.compile(rb"BM"),
 }
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")  # passes over fill bytes, and over junk as libjpeg does
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")  # skips fill bytes, and junk as libjpeg does
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _STRIP_OFFSETS, _TILE_OFFSETS, _ORIENTATION = 273, 324, 274  # TIFF 6.0
 
 
 class ImageError(ResiduumError):
-    """The bytes are no picture that can be shown to a model.
+    """The bytes are no usable image.
 
     `code` is one of empty_body, too_many_bytes, unsupported_image, truncated_image, corrupt_image,
-    too_many_pixels; `detail` says what is wrong with this one, `hint` what its sender can do.
+    too_many_pixels; `detail` says what is wrong with this image, `hint` what its sender can do.
     """
 
     def __init__(self, code: str, detail: str, hint: str = "", **members: Any) -> None:
@@ -51,14 +51,14 @@ class ImageTooLong(ImageError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused before decoding, which takes 4 bytes a pixel of a JPEG, up to 24 of a float TIFF."""
+    """Limits checked before decoding, which takes 4 bytes per pixel of a JPEG, up to 24 of a float TIFF."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
 
 
 def damage(image_format: str, *, cut: bool) -> ImageError:
-    """The error for a file that has the signature of a format, but ends too early or cannot be decoded."""
+    """Return the error for a file with a known signature that ends too early or cannot be decoded."""
     name = image_format.upper()
     if cut:
         return ImageError("truncated_image", f"The {name} ends too early.", "Send the whole file.")
@@ -67,6 +67,7 @@ def damage(image_format: str, *, cut: bool) -> ImageError:
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:
+    """Raise ImageError if an image has more pixels than `limit`, or a side longer than MAX_SIDE."""
     if width * height > limit or max(width, height) > MAX_SIDE:
         most = f"{limit:,}, and {MAX_SIDE:,} a side," if width * height <= limit else f"{limit:,}"
         detail = f"The image has {width:,} x {height:,} pixels; at most {most} are accepted."
@@ -74,7 +75,7 @@ def check_pixels(width: int, height: int, limit: int) -> None:
 
 
 def sniff(data: bytes, limits: Limits) -> str:
-    """ "jpeg", "png", "webp", "gif", "tiff" or "bmp"."""
+    """Return the format: "jpeg", "png", "webp", "gif", "tiff" or "bmp"; raise ImageError for any other."""
     if not data:
         raise ImageError("empty_body", "There are no bytes where an image should be.", "Send an image file.")
     if len(data) > limits.max_bytes:
@@ -90,9 +91,10 @@ def sniff(data: bytes, limits: Limits) -> str:
 
 
 def essentials(data: bytes, image_format: str, limits: Limits) -> tuple[bytes, bytes]:
-    """The file, for JPEG and PNG without what makes no difference to the picture; and their EXIF block.
+    """Return the file, and the EXIF block of a JPEG or PNG.
 
-    Damaged, huge or merely odd metadata can then neither refuse a sound picture nor cost anything.
+    JPEG and PNG are returned without parts that do not affect the pixels, so that damaged or huge metadata
+    neither makes a good image fail nor costs time.
     """
     if image_format == "jpeg":
         return _jpeg_essentials(data)
@@ -108,13 +110,13 @@ def essentials(data: bytes, image_format: str, limits: Limits) -> tuple[bytes, b
 
 
 def orientation(exif: bytes) -> int:
-    """EXIF's 1 to 8; 1, upright, where the block does not say so or is garbage."""
+    """Return EXIF's orientation, 1 to 8; 1, which is upright, if the block has none or is damaged."""
     _, value = _directory(exif.removeprefix(b"Exif\0\0")).get(_ORIENTATION, (1, 1))
     return value if 1 <= value <= 8 else 1
 
 
 def _jpeg_essentials(data: bytes) -> tuple[bytes, bytes]:
-    """All from the first scan on; before it, only the segments that decoding needs."""
+    """Return the segments that decoding needs and everything from the first scan on, and the EXIF block."""
     view, position, exif = memoryview(data), 2, b""
     parts = [view[:2]]
     for _ in range(MAX_PARTS):
@@ -123,7 +125,7 @@ def _jpeg_essentials(data: bytes) -> tuple[bytes, bytes]:
             raise damage("jpeg", cut=True)
         start, marker, position = found.start(), found[1][0], found.end()
         if marker == 0xDA:  # start of scan
-            # 0xFFDA cannot occur within a scan, but does by chance in what phones append, such as videos.
+            # 0xFFDA cannot occur within a scan, but can in data that phones append, such as videos.
             if data.count(b"\xff\xda", start) > 200 + len(data) // 32_768:
                 raise damage("jpeg", cut=False)
             return b"".join([*parts, view[start:]]), exif
@@ -145,7 +147,7 @@ def _jpeg_essentials(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _png_essentials(data: bytes) -> tuple[bytes, bytes]:
-    """The chunks that decoding needs, checked: no text, no profiles, no further frames."""
+    """Return the chunks that decoding needs, with their checksums checked, and the EXIF block."""
     view, position, exif = memoryview(data), 8, b""
     parts = [view[:8]]
     for _ in range(MAX_PARTS):
@@ -157,7 +159,7 @@ def _png_essentials(data: bytes) -> tuple[bytes, bytes]:
             raise damage("png", cut=kind.isalpha())
         if kind == b"eXIf":
             exif = data[position + 8 : end - 4]
-        if kind[:1].isupper() or kind == b"tRNS":  # a capital means that no decoder may pass over it
+        if kind[:1].isupper() or kind == b"tRNS":  # critical: a decoder must not skip it
             checksum = int.from_bytes(data[end - 4 : end], "big")
             if kind not in _PNG_CHUNKS or zlib.crc32(view[position + 4 : end - 4]) != checksum:
                 raise damage("png", cut=False)
@@ -169,7 +171,7 @@ def _png_essentials(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _check_webp(data: bytes, limits: Limits) -> None:
-    """The end, and the size of the canvas, which Pillow allocates as soon as it opens the file."""
+    """Raise ImageError if the file is cut, or its canvas, which Pillow allocates on opening, is too large."""
     if len(data) < 30 or int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise damage("webp", cut=True)
     if data[15:16] == b"X":  # extended
@@ -183,7 +185,10 @@ def _check_webp(data: bytes, limits: Limits) -> None:
 
 
 def _directory(data: bytes) -> dict[int, tuple[int, int]]:
-    """First directory of a TIFF file or EXIF block: tag -> (count, first value if SHORT or LONG, else 0)."""
+    """Return the first directory of a TIFF file or EXIF block, by tag: the count, and the first value.
+
+    The value is 0 if its type is neither SHORT nor LONG.
+    """
     order = ">" if data[:2] == b"MM" else "<"
     big = data[2:4] in (b"+\0", b"\0+")
     entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))

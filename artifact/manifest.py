@@ -1,7 +1,7 @@
-"""The artifact's description: what `export` writes and `service` reads.
+"""The description of an artifact, which `export` writes and `service` reads.
 
-An artifact is an immutable directory: `manifest.json`, the graphs it names, and a golden image.
-This module knows nothing of torch, ONNX or HTTP: the standard library and pydantic only.
+An artifact is an immutable directory with `manifest.json`, the graphs that it names, and a golden image. This
+module knows no torch, ONNX or HTTP; it uses the standard library and pydantic only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 ShortcutKind = Literal["identity", "projection", "pad", "gated", "none"]
 Variant = Literal["v1", "v2", "plain", "highway"]
 
-# One value a block and image each, in this order: the last axis of the introspect graph's
-# `scalars`. All are means over the C*H*W elements of the block, so they stay in range in fp16.
+# The last axis of the introspect graph's `scalars`, in this order: one value for each block and image.
+# Each is a mean over the C*H*W elements of the block, so that it stays in the range of fp16.
 #   F residual branch (times its gate), s shortcut, u = s + F, y the block's output
 ScalarName = Literal[
     "residual_mean_square",  # mean F^2
@@ -50,8 +50,8 @@ MAPS: tuple[MapName, ...] = get_args(MapName)
 
 # The last axis of the attribute graph's `constants`: what is added to the target's logit beside the blocks.
 CONSTANTS = ("stem", "shortcut_biases", "head_bias")
-TOP_CLASS = -1  # as its input `target`: the most probable class
-# In these the logit is not linear in the branches, or all of it goes through every one of them.
+TOP_CLASS = -1  # a value of its input `target`: the most probable class
+# Variants without contributions: their logit is not linear in the branches, or each branch carries all of it.
 WITHOUT_CONTRIBUTIONS: tuple[Variant, ...] = ("plain", "highway")
 
 
@@ -83,7 +83,7 @@ class Preprocessing(Record):
 class Accuracy(Record):
     """Agreement with labels, as fractions in [0, 1], measured through the graph that carries it.
 
-    `agreement` is with the fp32 graph: the fraction of images that both give the same top class.
+    `agreement`: the fraction of images to which this graph and the fp32 graph give the same top class.
     """
 
     dataset: str
@@ -94,7 +94,7 @@ class Accuracy(Record):
 
 
 class PublishedAccuracy(Record):
-    """What the weights' publisher measured, as fractions, on images of `pixels` x `pixels`."""
+    """Accuracy that the weights' publisher measured, as fractions, on images of `pixels` x `pixels`."""
 
     dataset: str
     top1: float
@@ -123,9 +123,9 @@ class Tensor(Record):
 
 
 class Quantization(Record):
-    """How an int8 graph came by its scales; layers are named as in the graph.
+    """How the scales of an int8 graph were determined; layers are named as in the graph.
 
-    `weight_bits` is 7 where weights keep to half of their range, so that processors without VNNI, which add
+    `weight_bits` is 7 if weights use half of their range only, so that processors without VNNI, which add
     pairs of products in 16 bits, cannot overflow.
     """
 
@@ -133,12 +133,12 @@ class Quantization(Record):
     dataset: str
     num_images: int
     weight_bits: int
-    kept_layers: tuple[str, ...] = ()  # in floating point, because rounding them harms most
+    kept_layers: tuple[str, ...] = ()  # in floating point: rounding them loses most accuracy
     qat_epochs: int = 0
 
 
 class Speed(Record):
-    """How fast an engine ran a graph on the machine that exported it: full batches, one after another."""
+    """Speed of an engine on the machine that exported the graph, with full batches one after another."""
 
     engine: str
     mode: str
@@ -207,12 +207,12 @@ PERCENTILES = (5, 50, 95)  # of `Reference.scalars`
 
 
 class Reference(Record):
-    """What is usual: PERCENTILES over validation images, measured through the artifact's own graphs.
+    """The usual range of each number: PERCENTILES over validation images, measured through the graphs.
 
-    `scalars`: by name, as `rms.residual`, for each block; None where the scalar does not exist. Contribution,
-    lens and lesion are those of every image's own top class; lesions were measured on `num_lesion_images` of
-    the images. `maps`: by quantity, for each block the 95th percentile over images of the largest absolute
-    value.
+    `scalars`: by name such as `rms.residual`, for each block; None where the scalar does not exist.
+    Contribution, lens and lesion are of each image's own top class; lesions were measured on
+    `num_lesion_images` of the images. `maps`: by quantity, for each block the 95th percentile over images of
+    the largest absolute value.
     """
 
     dataset: str
@@ -225,9 +225,9 @@ class Reference(Record):
 class Provenance(Record):
     """Where the weights came from.
 
-    Of weights that others published, `source` is the URL that they came from, `weights` names them for good
-    (`timm/resnet50.a1_in1k`), and `licence` is theirs. `options` is what `residuum pull` was asked to do
-    otherwise than by default ({}: nothing); None where something else made the artifact.
+    For published weights `source` is their URL, `weights` their permanent name (`timm/resnet50.a1_in1k`), and
+    `licence` their licence. `options` are the options of `residuum pull` that differ from the defaults ({}:
+    none do); None if another command made the artifact.
     """
 
     source: str
@@ -242,7 +242,7 @@ class Provenance(Record):
     commit: str | None = None
     seed: int | None = None
     checkpoint_accuracy: Accuracy | None = None
-    pruned: float | None = None  # fraction of the branches' inner channels that were dropped
+    pruned: float | None = None  # fraction of the branches' inner channels that were removed
 
 
 class Manifest(Record):
@@ -265,14 +265,14 @@ class Manifest(Record):
     created: str
 
     def graph(self, kind: GraphKind, precision: Precision | None = None) -> Graph | None:
-        """The graph of that kind (and precision), or None."""
+        """Return the first graph of that kind, and of that precision if one is given, or None."""
         for graph in self.graphs:
             if graph.kind == kind and precision in (None, graph.precision):
                 return graph
         return None
 
     def files(self) -> tuple[str, ...]:
-        """All files of the artifact beside the manifest; it can be served without the reports."""
+        """Return all files of the artifact except the manifest; it can be served without the reports."""
         return (self.golden_image, *self.reports, *(graph.file for graph in self.graphs))
 
     def write(self, directory: Path) -> None:
@@ -282,13 +282,13 @@ class Manifest(Record):
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_slices(blocks: Sequence[Block]) -> list[slice]:
-    """Where each block's H*W positions lie along the last axis of `maps` [N, 4, sum of H*W]."""
+    """Return where the H*W positions of each block are along the last axis of `maps` [N, 4, sum of H*W]."""
     slices, start = [], 0
     for block in blocks:
         _, height, width = block.shape
@@ -298,15 +298,15 @@ def map_slices(blocks: Sequence[Block]) -> list[slice]:
 
 
 def lens_blocks(blocks: Sequence[Block]) -> list[int]:
-    """Which blocks have a lens: their output has the last block's shape, which the head takes."""
+    """Return the blocks that have a lens: those whose output has the shape that the head takes."""
     return [index for index, block in enumerate(blocks) if block.shape == blocks[-1].shape]
 
 
 def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
-    """Read an artifact's manifest and, with `verify`, check every file's SHA-256.
+    """Read an artifact's manifest and, with `verify`, check the SHA-256 of every graph.
 
     Raises:
-        ManifestError: no manifest, an unreadable one, a missing file, or a hash that differs.
+        ManifestError: there is no manifest or an unreadable one, a file is missing, or a hash differs.
     """
     path = directory / MANIFEST_FILE
     try:
@@ -325,7 +325,7 @@ def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
 
 
 def _check_files(directory: Path, manifest: Manifest, verify: bool) -> None:
-    """All are there, inside of the directory, and with `verify` as their hashes say; raises ManifestError."""
+    """Raise ManifestError if a file is missing, lies outside of the directory, or has another hash."""
     for file in manifest.files():
         if not (directory / file).resolve().is_relative_to(directory.resolve()):
             raise ManifestError(f"{directory / MANIFEST_FILE} names a file outside of the artifact: {file}")

@@ -1,8 +1,8 @@
 """Image bytes -> uint8 HWC: the one definition that training, export and serving share.
 
-Decodes (artifact/decode.py), turns upright, resizes with antialiasing and crops. Knows numpy, Pillow and the
-manifest's `Preprocessing`; knows nothing of HTTP, torch, or what the pixels are for. Safe on threads.
-Profiles (ICC, gamma) are ignored, as they were for the data sets that models learn from.
+Decode (artifact/decode.py), turn upright, resize with antialiasing and crop. This module knows numpy, Pillow
+and the manifest's `Preprocessing`; it knows no HTTP, no torch, and not what the pixels are for. It is safe to
+use from several threads. Colour profiles (ICC, gamma) are ignored, as in the data sets of training.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ __all__ = ["DEFAULT_LIMITS", "ImageError", "Limits", "Preprocessed", "preprocess
 
 DEFAULT_LIMITS = Limits()
 
+Row = Mapping[str, NDArray[Any]]  # a graph's inputs for one image, by name, without the batch axis
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Size = tuple[int, int]  # width, height
-LONGEST = 4  # longer side to shorter: up to here a photograph is resized whole, and then cropped
+LONGEST = 4  # largest ratio of the sides at which a photograph is resized whole and then cropped
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# EXIF orientation -> how to turn the stored image upright, and how a point of the upright image is found in
-# the stored one: swap x and y, then count x, y from the far side.
+# EXIF orientation -> how to turn the stored image upright, and how to map a point of the upright image to the
+# stored one: whether to swap x and y, then whether to count x, and y, from the far side.
 _TURNS: dict[int, tuple[Image.Transpose, bool, bool, bool]] = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT, False, True, False),
     3: (Image.Transpose.ROTATE_180, False, True, True),
@@ -48,7 +49,7 @@ _TURNS: dict[int, tuple[Image.Transpose, bool, bool, bool]] = {
 
 @dataclass(frozen=True, eq=False)
 class Preprocessed:
-    """What the model sees, and where in the photograph that lies."""
+    """The pixels that the model sees, and which part of the photograph they show."""
 
     pixels: NDArray[np.uint8]  # [crop, crop, 3], C-contiguous, writable
     format: str  # "jpeg", "png", "webp", "gif", "tiff", "bmp"
@@ -61,18 +62,18 @@ class Preprocessed:
 def preprocess(
     data: bytes, spec: Preprocessing, limits: Limits = DEFAULT_LIMITS, keep_original: bool = False
 ) -> Preprocessed:
-    """Decode, turn upright, make RGB over white, resize with antialiasing, crop.
+    """Decode, turn upright, convert to RGB over white, resize with antialiasing, crop.
 
-    The pixels are exactly those of torchvision's Resize(spec.resize) and CenterCrop(spec.crop) on a PIL
-    image, and so timm's, with two exceptions. A photograph that EXIF turns is turned after it was cropped.
-    And where the long side is more than LONGEST times the short one, only the crop is resampled,
-    taken back to its own pixels; Pillow's filter is then as wide as for the whole and reaches over the edges
-    of the box. What differs in both is the rounding to 8 bits between Pillow's two passes: 2 levels at most,
-    more where bicubic or lanczos overshoot black or white.
+    The pixels equal those of torchvision's Resize(spec.resize) and CenterCrop(spec.crop) on a PIL image,
+    and so timm's, with two exceptions. A photograph that EXIF turns is turned after cropping. If the long
+    side is more than LONGEST times the short one, only the part under the crop is resampled; Pillow's
+    filter is then as wide as for the whole photograph and reaches over the edges of the part. In both
+    cases only the rounding to 8 bits between Pillow's two passes differs: by 2 levels at most, more where
+    bicubic or lanczos overshoot black or white.
 
     Raises:
-        ImageError: whatever is wrong with `data`.
-        ValueError: `spec` crops more than it resizes to.
+        ImageError: `data` is no usable image; the error says why.
+        ValueError: the crop of `spec` is larger than the size it resizes to.
     """
     if spec.crop > spec.resize:
         raise ValueError(f"the crop of {spec.crop} pixels is larger than the resized side of {spec.resize}")
@@ -96,7 +97,7 @@ def preprocess(
 
 
 def _window(width: int, height: int, spec: Preprocessing) -> tuple[Size, tuple[int, int, int, int]]:
-    """The size to which torchvision's Resize would bring an upright photograph, and its CenterCrop there."""
+    """Return the size that torchvision's Resize gives an upright photograph, and its CenterCrop there."""
     short = min(width, height)
     resized_width = spec.resize if width <= height else int(spec.resize * width / short)
     resized_height = spec.resize if height <= width else int(spec.resize * height / short)
@@ -105,19 +106,19 @@ def _window(width: int, height: int, spec: Preprocessing) -> tuple[Size, tuple[i
 
 
 def _scaled(box: Box, size: Size, to: Size) -> Box:
-    """The box of an image of `size` in one of the size `to`."""
+    """Scale a box of an image of `size` to an image of the size `to`."""
     x, y = to[0] / size[0], to[1] / size[1]
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 
 def _whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """The box rounded, and at least one pixel wide and high."""
+    """Round a box to whole pixels, at least one wide and high."""
     x0, y0 = min(round(box[0]), width - 1), min(round(box[1]), height - 1)
     return x0, y0, max(round(box[2]), x0 + 1), max(round(box[3]), y0 + 1)
 
 
 def _as_stored(box: Box, size: tuple[int, int], orientation: int) -> Box:
-    """The box of an upright photograph in pixels of the stored one, whose (width, height) is `size`."""
+    """Map a box of the upright photograph to the stored one, whose (width, height) is `size`."""
     _, swap, mirror_x, mirror_y = _TURNS.get(orientation, (None, False, False, False))
     x0, y0, x1, y1 = box
     if swap:
@@ -130,10 +131,10 @@ def _as_stored(box: Box, size: tuple[int, int], orientation: int) -> Box:
 
 
 def _resample(image: Image.Image, box: Box, spec: Preprocessing) -> Image.Image:
-    """The box resized to [crop, crop]."""
+    """Resize a box of the image to [crop, crop]."""
     if max(image.size) > 16_384:
-        # Pillow keeps the box in float32. Cut first, so that it counts from nearby; the margin is what the
-        # widest filter (lanczos, 3 pixels of the result) reaches over the edges.
+        # Pillow stores the box in float32, which is too coarse for such coordinates, so cut the image first.
+        # The margin is how far the widest filter (lanczos, 3 pixels of the result) reaches over the edges.
         margin = 3 * max(1.0, (box[2] - box[0]) / spec.crop, (box[3] - box[1]) / spec.crop) + 1
         left, top = max(0, math.floor(box[0] - margin)), max(0, math.floor(box[1] - margin))
         right = min(image.width, math.ceil(box[2] + margin))
@@ -141,6 +142,3 @@ def _resample(image: Image.Image, box: Box, spec: Preprocessing) -> Image.Image:
         image = image.crop((left, top, right, bottom))
         box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
     return image.resize((spec.crop, spec.crop), _RESAMPLING[spec.interpolation], box=box)
-
-
-Row = Mapping[str, NDArray[Any]]
