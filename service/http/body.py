@@ -1,9 +1,8 @@
-"""A request's body -> image files, never more than the limits allow.
+"""Read the image files of a request's body, within the limits.
 
-A body is one image as it is (`curl -T cat.jpg`), or multipart/form-data with parts named `image`
-(`curl -F image=@cat.jpg -F image=@dog.jpg`). What is over a limit or too slow is not read to its end. This
-module knows what HTTP bodies look like and nothing of images: whether the bytes are one is found out by
-artifact.preprocess.
+A body is one image file (`curl -T cat.jpg`), or multipart/form-data with parts named `image`
+(`curl -F image=@cat.jpg -F image=@dog.jpg`). A body that is too long or too slow is not read to its end. This
+module knows HTTP bodies, and nothing of images: `artifact.preprocess` decides whether the bytes are an image.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ HOW_TO_SEND = "Send the file itself (curl -T cat.jpg URL) or a form (curl -F ima
 
 
 async def read_image(request: Request, settings: Settings) -> bytes:
-    """The one image of a request; errors as in `read_images`, and TooManyImages if there are more."""
+    """Return the only image of a request; raise as `read_images`, and TooManyImages for more than one."""
     images = await read_images(request, settings)
     if len(images) > 1:
         raise TooManyImages(f"This call takes one image, not {len(images)}.")
@@ -39,12 +38,12 @@ async def read_image(request: Request, settings: Settings) -> bytes:
 
 
 async def read_images(request: Request, settings: Settings) -> list[bytes]:
-    """The image files of a request, in order; at least one.
+    """Return the image files of a request, in order; at least one.
 
     Raises:
         TooManyBytes, TooManyImages, InvalidPart, MalformedMultipart, UnsupportedMediaType, RequestTimeout:
             see errors.py.
-        ImageError: `empty_body`: there is nothing in it.
+        ImageError: the body is empty (`empty_body`).
         starlette.requests.ClientDisconnect: the client left while sending.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
@@ -66,10 +65,10 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
 
 
 async def timed(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
-    """The chunks of a body as they come, all of them within `settings.body_timeout`.
+    """Yield the chunks of a body as they come, all within `settings.body_timeout`.
 
     Raises:
-        RequestTimeout: they come too slowly; the answer closes the connection.
+        RequestTimeout: the chunks come too slowly; the answer closes the connection.
     """
     deadline = asyncio.get_running_loop().time() + settings.body_timeout
     while True:
@@ -86,7 +85,11 @@ async def timed(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIterat
 
 
 async def limited(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
-    """The body's chunks; refused at once by its declared length, else as soon as it grows too long."""
+    """Yield the chunks of a body; `what` names it in the error.
+
+    Raises:
+        TooManyBytes: the declared length is over `max_bytes`, or so many bytes have come.
+    """
     too_many = TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
@@ -118,7 +121,7 @@ async def _read_parts(request: Request, boundary: bytes | None, settings: Settin
 
 
 class _Form:
-    """Collects the image parts that a MultipartParser reports, and refuses what is too much as it comes."""
+    """Collect the image parts that a MultipartParser reports; raise at the first that is too much."""
 
     def __init__(self, max_images: int, max_image_bytes: int) -> None:
         self.images: list[bytearray] = []

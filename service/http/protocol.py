@@ -1,9 +1,9 @@
-"""HTTP/1.1 as uvicorn speaks it, to clients that mean no good: slow heads, endless heads, ambiguous ones.
+"""uvicorn's HTTP/1.1 protocol, guarded against hostile clients.
 
 uvicorn limits neither the time nor the size of a request's head, nor the time of a body that nobody reads
-because the answer is out already; and of a request that asks for an upgrade it takes the body for the next
-request. `protocol_for(settings)` is uvicorn's protocol without that. How long a body may take that a route
-reads is body.py's matter. What is refused here reaches no middleware.
+because the answer has been sent. If a request asks for an upgrade, uvicorn parses the body as the next
+request. `protocol_for(settings)` is uvicorn's protocol without these gaps. `body.py` limits how long a body
+may take that a route reads. A request that is refused here reaches no middleware.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from service.settings import Settings
 
 logger = logging.getLogger("residuum")
 
-MAX_PIPELINED = 16  # requests of a connection that wait for the answer to the one before
-MAX_HEAD_BYTES = 2**16  # request line and headers; trailers likewise
+MAX_PIPELINED = 16  # requests of one connection that wait for an earlier answer
+MAX_HEAD_BYTES = 2**16  # of the request line and the headers; of trailers too
 
 
 def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
-    """The class for `uvicorn.Config(http=...)`."""
+    """Return the class for `uvicorn.Config(http=...)`."""
 
     class Protocol(GuardedProtocol):
         pass
@@ -43,8 +43,8 @@ def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
 class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
-    At most one timer runs, and only while it is the client's turn: until a head is complete, and until a body
-    is over that was answered before its end. Between two requests uvicorn's own keep-alive timeout counts.
+    At most one timer runs, and only while the client must send: until a head is complete, and until the end
+    of a body that was answered early. Between two requests uvicorn's own keep-alive timeout counts.
     """
 
     settings: ClassVar[Settings]
@@ -52,12 +52,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timer: asyncio.TimerHandle | None = None
-        self._running: RequestResponseCycle | None = None  # what is answered now; `cycle` came last
-        self._in_head = False  # something of a head has come, or of trailers, and not all
-        self._in_body = False  # a head has come, and not all of its body
-        self._num_heads = 0  # that have begun, trailers among them
-        self._head_bytes = 0  # of a head that came in several pieces
-        self._deaf = False  # whatever still comes is thrown away
+        self._running: RequestResponseCycle | None = None  # is answered now; `cycle` is the newest
+        self._in_head = False  # a part of a head, or of trailers, has come
+        self._in_body = False  # a head has come, but not yet its whole body
+        self._num_heads = 0  # heads that have begun, trailers included
+        self._head_bytes = 0  # received of a head that comes in several pieces
+        self._discarding = False  # further data is discarded
 
     # The connection
 
@@ -68,13 +68,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        if self._running is not None and self._is_answering():  # uvicorn tells only the one that came last
+        if self._running is not None and self._is_answering():  # uvicorn tells only the newest
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._discarding:
             return
         self._unset_keepalive_if_required()
         head_before = self._num_heads if self._in_head else None
@@ -101,7 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # else it is a trailer, which must not pass for a header
+        if not self._in_body:  # otherwise it is a trailer, which must not count as a header
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -114,13 +114,13 @@ class GuardedProtocol(HttpToolsProtocol):
                 raise MalformedRequest("CONNECT is not possible here: this is no proxy.")
             return
         self._stop_timer()
-        super().on_headers_complete()  # raises for a URL that is none
+        super().on_headers_complete()  # raises for an invalid URL
         self._in_head, self._in_body = False, True
         if not self.pipeline:
             self._running = self.cycle
 
     def on_chunk_header(self) -> None:
-        self._begin_head()  # until data comes these may be trailers
+        self._begin_head()  # what follows may be trailers, until data comes
 
     def on_body(self, body: bytes) -> None:
         self._in_head = False
@@ -138,10 +138,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if self._in_body and self.expect_100_continue and not self._is_answering():
-            # Whether the client now leaves the body out cannot be known, nor where its next request begins.
+            # Nobody knows whether the client now leaves the body out, and so where its next request begins.
             self._close_gently()
 
-    # What is done about it
+    # What follows from it
 
     def _is_answering(self) -> bool:
         return self._running is not None and not self._running.response_complete
@@ -159,10 +159,10 @@ class GuardedProtocol(HttpToolsProtocol):
                 data = self._start_again_without_upgrade(data[upgrade.args[0] :])
 
     def _start_again_without_upgrade(self, rest: bytes) -> bytes:
-        """What to parse next: the head once more, without its Upgrade, and the rest.
+        """Return what to parse next: the same head without its Upgrade header, then the rest.
 
-        A server may ignore an Upgrade (RFC 9110, 7.8). The parser believes that what follows such a head is
-        another protocol, and so loses its body.
+        A server may ignore an Upgrade (RFC 9110, 7.8). The parser takes the bytes after such a head for
+        another protocol, and so would lose the body.
         """
         version = self.parser.get_http_version().encode()
         head = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
@@ -180,13 +180,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, error: ResiduumError) -> None:
-        """Answer in the application's place, and close; answers to earlier requests come first."""
+        """Answer instead of the application, and close; answers to earlier requests are sent first."""
         problem = problem_of(error)
         if self.settings.access_log:
             logger.info("%s: refused: %d %s", self.client and self.client[0], problem.status, problem.code)
         if self._is_answering() and not self._in_body:
             self.cycle.keep_alive = False
-            self._deaf = True
+            self._discarding = True
             return
         if self.pipeline:
             self.transport.close()
@@ -207,8 +207,8 @@ class GuardedProtocol(HttpToolsProtocol):
         return b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", response.body])
 
     def _close_gently(self) -> None:
-        """Send no more, and close when the client has closed, or after LINGER_S (see lingering_close.py)."""
-        self._deaf = True
+        """Send no more; close when the client has closed, or after LINGER_S (see lingering_close.py)."""
+        self._discarding = True
         self._unset_keepalive_if_required()
         self._stop_timer()
         self.transport.write_eof()
@@ -228,7 +228,7 @@ def _head_too_large() -> HeadTooLarge:
 
 
 def _error_behind(error: httptools.HttpParserError) -> ResiduumError:
-    """What one of our callbacks raised, or what the parser has against the bytes."""
+    """Return what one of our callbacks raised, or a MalformedRequest with the parser's complaint."""
     if isinstance(error.__context__, ResiduumError):
         return error.__context__
     if isinstance(error, httptools.HttpParserCallbackError):
@@ -237,7 +237,7 @@ def _error_behind(error: httptools.HttpParserError) -> ResiduumError:
 
 
 def _limit_silence(transport: asyncio.Transport, seconds: float) -> None:
-    """Let the kernel break a connection whose client takes nothing of an answer for so long."""
+    """Let the kernel close a connection whose client acknowledges no data for `seconds`."""
     connection = transport.get_extra_info("socket")
     if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))

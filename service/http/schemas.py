@@ -1,6 +1,6 @@
-"""What requests may ask and what responses say, as FastAPI documents and checks it.
+"""Query parameters and response bodies, as FastAPI checks and documents them.
 
-The members and their order are the HTTP contract; `introspect` has its own in routes/introspect.py.
+The members and their order are the HTTP contract; the answer of `/introspect` is in introspection/schemas.py.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ BINARY: dict[str, Any] = {
 
 
 def image_body(*, several: bool) -> dict[str, Any]:
-    """OpenAPI's description of a body with one image, or `several` in a form (see body.py)."""
+    """Return OpenAPI's description of a body with one image, or with `several` in a form (see body.py)."""
     part = {"type": "array", "items": BINARY, "minItems": 1} if several else BINARY
     form = {"type": "object", "properties": {"image": part}, "required": ["image"]}
     return {

@@ -1,4 +1,4 @@
-"""Waiting for work while the client of a request waits."""
+"""Run work for a request while its client waits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 def serving_of(request: Request) -> Serving:
-    """The server that this request came to."""
+    """Return the server that a request came to."""
     serving: Serving = request.app.state.serving
     return serving
 
 
 async def while_client_waits(request: Request, deadline: float, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves or the deadline passes.
+    """Return the result of `work`; cancel it when the client leaves or the deadline passes.
 
     The request's body must have been read.
 

@@ -26,7 +26,7 @@ HOW_TO_SEND = "Send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
 
 
 class RequireKey:
-    """401 without a valid key, 403 with one that does not suffice; answered before the body is read."""
+    """Answer 401 without a valid key, and 403 with an API key where an admin key is needed."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app = app
@@ -75,7 +75,7 @@ class RequireKey:
 
 
 def _key_in(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """The request's key; X-API-Key counts before Authorization, which a proxy may want for itself."""
+    """Return the request's key; X-API-Key comes first, because a proxy may use Authorization for itself."""
     bearer = None
     for name, value in headers:
         if name == b"x-api-key":

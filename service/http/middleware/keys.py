@@ -1,7 +1,7 @@
-"""API keys and admin keys: from settings, and from files that are read again when they change.
+"""API keys and admin keys, from settings and from files that are read again when they change.
 
-A key is compared by its SHA-256 with every key there is, in a time that tells nothing about them. Keys are
-never logged, and no message holds one. This module knows nothing of HTTP and of who needs a key.
+The SHA-256 of a key is compared with that of every valid key, in constant time. Keys are never logged, and no
+message holds one. This module knows nothing of HTTP and of who needs a key.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Kind = Literal["api", "admin"]
 LOOK_S = 1.0  # how often a file is looked at, at most
 MAX_FILE_BYTES = 2**16  # more is some other file, named by mistake
 
-_KEY = re.compile(rb"[!-~]+")  # what any client can send in a header
+_KEY = re.compile(rb"[!-~]+")  # what every client can send in a header
 
 
 class UnusableKeys(ResiduumError):
-    """What was to be a list of keys is none; the message says why and holds none of them."""
+    """A list of keys cannot be used; the message says why and holds no key."""
 
 
 class Keys:
-    """Every key that is valid now.
+    """All keys that are valid now.
 
     Raises:
         SettingsError: a key cannot be sent in a header, or a file cannot be used.
@@ -58,11 +58,11 @@ class Keys:
                 self._files[kind] = KeyFile(path, flag_of(f"{kind}_key_file"))
 
     def any_of(self, kind: Kind) -> bool:
-        """Is there a key of that kind at all? A file has one, always."""
+        """Return whether there is a key of that kind; a file always has one."""
         return bool(self._given[kind]) or kind in self._files
 
     def kind_of(self, digest: bytes) -> Kind | None:
-        """What the key with this digest is good for; "admin" is good for everything."""
+        """Return the kind of the key with this digest; an admin key is also good as an API key."""
         is_admin = _is_among(digest, self._digests("admin"))
         is_api = _is_among(digest, self._digests("api"))
         if is_admin:
@@ -77,11 +77,11 @@ class Keys:
 class KeyFile:
     """The keys of a file, one a line.
 
-    It is read again when it has changed. A file that has vanished or cannot be used meanwhile keeps the keys
-    that it had, and the log says so once.
+    The file is read again when it has changed. If it has vanished or cannot be used, the keys read before
+    stay valid, and the log says so once.
 
     Raises:
-        SettingsError: it cannot be used at the start.
+        SettingsError: the file cannot be used at the start.
     """
 
     def __init__(self, path: Path, flag: str) -> None:
@@ -95,7 +95,7 @@ class KeyFile:
             raise SettingsError(f"{flag} {path}: {_why(error)}") from error
 
     def digests(self) -> tuple[bytes, ...]:
-        """Of the keys that are valid now."""
+        """Return the digests of the keys that are valid now."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + LOOK_S
@@ -104,7 +104,7 @@ class KeyFile:
 
     def _look(self) -> None:
         try:
-            # Before it is read: a change that comes while it is read is seen at the next look.
+            # Taken before the file is read, so that a change in between is seen at the next look.
             identity = _identity(self._path)
             if identity == self._seen and not self._complaint:
                 return
@@ -124,7 +124,7 @@ def digest_of(key: bytes) -> bytes:
 
 
 def digests_of(keys: Iterable[bytes]) -> tuple[bytes, ...]:
-    """The digests of keys, each once; raises UnusableKeys for one that no header can hold."""
+    """Return the digests of keys, without repeats; raise UnusableKeys for a key that no header can hold."""
     digests: dict[bytes, None] = {}
     for number, key in enumerate(keys, start=1):
         if not _KEY.fullmatch(key):
@@ -134,7 +134,7 @@ def digests_of(keys: Iterable[bytes]) -> tuple[bytes, ...]:
 
 
 def _is_among(digest: bytes, digests: tuple[bytes, ...]) -> bool:
-    """All are compared, so that the time does not tell which one it was."""
+    """Compare with all digests, so that the time does not tell which one matched."""
     found = False
     for other in digests:
         found |= hmac.compare_digest(digest, other)
@@ -154,7 +154,10 @@ def _read(path: Path) -> tuple[bytes, ...]:
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
-    """What differs when a file has changed; only a regular file can be read twice, and never blocks."""
+    """Return what differs when a file has changed; raise UnusableKeys unless it is a regular file.
+
+    Reading anything else may block, or give nothing the second time.
+    """
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
         raise UnusableKeys("this is no regular file")

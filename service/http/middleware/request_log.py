@@ -1,9 +1,9 @@
-"""Around every request: its id and trace context, one line in the access log, its metrics, its span.
+"""Each request's id and trace context, access log line, metrics and span.
 
-One class, for it runs beside the inference on the same cores, and these share what they read. The route and
-the model come from the scope: the framework puts the route there, and a route puts into `request.state` the
-`model` (a loaded one's name) and `stages` (timing.py); who refuses puts `problem` there (its code). So this
-must be given the very scope that the router gets: no middleware after it may copy that.
+This is one class, because the four share what they read and run on the cores that inference needs. They read
+the scope: the framework puts `route` there, a route puts `model` (its name) and `stages`
+(telemetry/stages.py) into `request.state`, and whoever refuses a request puts `problem` (its code) there. So
+no middleware after this one may copy the scope.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_LOGGED_PATH = 512
 
 
 class RequestLog:
-    """Takes or makes `X-Request-Id`, answers with it, and tells log, metrics and tracer what became of it."""
+    """Read or make `X-Request-Id`, answer with it, and report the request to log, metrics and tracer."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, tracer: Tracer | None) -> None:
         self.app = app
@@ -57,7 +57,7 @@ class RequestLog:
     def _finish(self, exchange: _Exchange) -> None:
         ended = time.perf_counter()
         route, state = _route(exchange.scope), exchange.state
-        status = exchange.status or 500  # 500: broken off before the answer began
+        status = exchange.status or 500  # 500: the request ended before its answer began
         model: str = state.get("model", "")
         problem: str = state.get("problem", "")
         self._metrics.request(route, model, status, ended - exchange.started)
@@ -73,7 +73,7 @@ class RequestLog:
 
 
 class _Exchange:
-    """One request and its answer, as far as they have come."""
+    """A request, and what is known of its answer so far."""
 
     __slots__ = ("_send", "ids", "method", "num_bytes", "scope", "span", "started", "state", "status")
 
@@ -114,7 +114,7 @@ class _Exchange:
         await self._send(message)
 
     def log(self, route: str, model: str, status: int, problem: str, ended: float) -> None:
-        """One line. The path is the one that was sent, escaped as it was, so that it can forge no line."""
+        """Write the access log line. The path stays escaped as it was sent, so that it forges no line."""
         path = self.scope["raw_path"][:MAX_LOGGED_PATH].decode("latin-1")
         duration_ms = round((ended - self.started) * 1000, 3)
         fields = {
@@ -131,7 +131,7 @@ class _Exchange:
             fields["model"] = model
         if problem:
             fields["problem"] = problem
-        # logger.info() would look for the line of code that calls it, which is a fifth of what a line costs.
+        # Unlike logger.info(), this does not look up the calling line of code, a fifth of a log line's cost.
         message = "%s %s %d %.1f ms %d bytes"
         values = (self.method, path, status, duration_ms, self.num_bytes)
         record = logger.makeRecord(
@@ -141,7 +141,7 @@ class _Exchange:
 
 
 def parse_traceparent(value: bytes) -> dict[str, str]:
-    """W3C trace context: trace_id and span_id of the caller's span; nothing where the header is invalid.
+    """Return the trace_id and span_id of the caller's span (W3C trace context), {} for an invalid header.
 
     https://www.w3.org/TR/trace-context/#traceparent-header
     """
@@ -155,7 +155,7 @@ def parse_traceparent(value: bytes) -> dict[str, str]:
 
 
 def _route(scope: Scope) -> str:
-    """The template of the route that answered: there are as many as routes, whatever clients ask for."""
+    """Return the template of the route that answered, so that metrics have one label value a route."""
     if route := scope.get("route"):
         path: str = route.path
         return path

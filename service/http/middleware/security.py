@@ -1,4 +1,4 @@
-"""Headers that tell browsers what they must not do, on every answer, and for whose pages they may do more."""
+"""Security headers on every answer, and CORS for the pages of allowed origins."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DOCS_POLICY = (
     "frame-ancestors 'none'"
 )
 
-# What pages of an allowed origin may send and read, beside what every page may.
+# Request headers that pages of an allowed origin may send, and response headers that they may read.
 REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
@@ -48,7 +48,7 @@ _ORIGIN = re.compile(r"https?://[^/\s,*?#@]+")
 
 
 class SecurityHeaders:
-    """Adds them; `cross_origin` tells whether pages of other origins may read answers (CORS)."""
+    """Add security headers; `cross_origin` says whether pages of other origins may read answers (CORS)."""
 
     def __init__(self, app: ASGIApp, cross_origin: bool) -> None:
         self.app = app
@@ -73,7 +73,7 @@ class SecurityHeaders:
 
 
 def api_headers(cross_origin: bool) -> Headers:
-    """Those of every answer that is no page."""
+    """Return the security headers of answers that are not pages."""
     return [*_headers(API_POLICY, cross_origin), NO_STORE]
 
 
@@ -87,10 +87,12 @@ def _headers(policy: str, cross_origin: bool) -> Headers:
 
 
 def cors(settings: Settings) -> list[Middleware]:
-    """For the application's list; empty unless origins are allowed. Cookies are none of ours, so none are.
+    """Return the step for the application's list; an empty list unless origins are allowed.
+
+    Credentials such as cookies are not allowed, because the server uses none.
 
     Raises:
-        SettingsError: something is no origin, and would never match one.
+        SettingsError: an entry is not an origin, so that it would never match.
     """
     for origin in settings.cors_origin:
         if origin != "*" and not _ORIGIN.fullmatch(origin):

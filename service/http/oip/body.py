@@ -1,4 +1,4 @@
-"""A request's body, inflated if it is compressed, and never more of it than the limit."""
+"""Read a request's body within its limit, and decompress it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from service.http.body import limited, timed
 from service.http.oip.response import WINDOW_BITS
 from service.settings import Settings
 
-STEP_BYTES = 2**18  # inflated at a time; other requests have their turn in between
+STEP_BYTES = 2**18  # decompressed at a time; the event loop serves other requests in between
 
 
 async def read_body(request: Request, settings: Settings, max_bytes: int) -> bytes:
-    """The whole body; `max_bytes` counts what is sent as well as what comes out of it.
+    """Return the whole body; `max_bytes` limits it before and after decompression.
 
     Raises:
-        TooManyBytes, RequestTimeout: it is longer, or comes too slowly; the rest is not read.
-        UnsupportedMediaType, InvalidInference: it is compressed otherwise than by gzip or deflate, or badly.
+        TooManyBytes, RequestTimeout: the body is too long or too slow; the rest is not read.
+        UnsupportedMediaType: the body is compressed, but not with gzip or deflate.
+        InvalidInference: the compressed body is damaged.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
     chunks = timed(limited(request, max_bytes, "An inference request"), settings)
@@ -37,8 +38,9 @@ async def read_body(request: Request, settings: Settings, max_bytes: int) -> byt
 
 
 async def _inflated(chunks: AsyncIterator[bytes], window_bits: int, max_bytes: int) -> AsyncIterator[bytes]:
-    """What one compressed stream holds, piece by piece. A second stream after it is refused: a body of many
-    thousand empty ones would keep the server busy for nothing.
+    """Yield what one compressed stream holds, piece by piece.
+
+    A second stream after the first is refused, because thousands of empty streams would keep the server busy.
     """
     inflater = zlib.decompressobj(window_bits)
     left = max_bytes

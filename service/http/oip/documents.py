@@ -1,6 +1,6 @@
-"""What a server says of itself and its models: metadata, configuration, index and statistics.
+"""The protocol's documents about a server and its models: metadata, configuration, index and statistics.
 
-A version of the protocol's model is an artifact's; its graph is the classify graph.
+A model's version in the protocol is the version of its artifact, and its graph is the classify graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def server_metadata(version: str) -> dict[str, Any]:
 
 
 def model_metadata(model: LoadedModel) -> dict[str, Any]:
-    """Shapes have the batch dimension, -1: any number."""
+    """Return names and shapes; the batch dimension is -1, any number."""
     return {
         "name": model.name,
         "versions": [model.manifest.version],
@@ -40,14 +40,14 @@ def model_metadata(model: LoadedModel) -> dict[str, Any]:
 
 
 def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
-    """`dims` are without the batch dimension."""
+    """Return the configuration; `dims` do not include the batch dimension."""
     graph = model.graphs["classify"]
     return {
         "name": model.name,
         "platform": _platform(model),
         "backend": model.engine.name,
         "version_policy": {"latest": {"num_versions": 1}},
-        # A request may have up to max_images, which the batcher splits.
+        # A request may have up to max_images images; the batcher splits them.
         "max_batch_size": min(settings.max_batch_size, settings.max_images),
         "input": [
             {
@@ -80,7 +80,7 @@ def model_config(model: LoadedModel, settings: Settings) -> dict[str, Any]:
 
 
 def model_statistics(model: LoadedModel) -> dict[str, Any]:
-    """What the classify graph has done in this process since it was loaded, counted in images."""
+    """Return what the classify graph did in this process since it was loaded, counted in images."""
     statistics = model.graphs["classify"].meter.statistics
     return {
         "name": model.name,
@@ -95,7 +95,7 @@ def model_statistics(model: LoadedModel) -> dict[str, Any]:
             "compute_input": _duration(statistics.decode),
             "compute_infer": _duration(statistics.infer),
             "compute_output": _duration(NO_TIME),  # a part of compute_infer
-            "cache_hit": _duration(NO_TIME),  # what the cache answers never comes to a model
+            "cache_hit": _duration(NO_TIME),  # an answer from the cache never reaches a model
             "cache_miss": _duration(NO_TIME),
         },
         "batch_stats": [
@@ -111,7 +111,7 @@ def model_statistics(model: LoadedModel) -> dict[str, Any]:
 
 
 def index_entry(name: str, model: LoadedModel | None) -> dict[str, str]:
-    """A line of the repository's index; `model` is None for what could be loaded."""
+    """Return an entry of the repository's index; `model` is None for an artifact that is not loaded."""
     if model is None:
         return {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "not loaded"}
     return {"name": name, "version": model.manifest.version, "state": "READY", "reason": ""}

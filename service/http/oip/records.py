@@ -1,4 +1,4 @@
-"""The JSON objects that requests bring, checked member by member. What a tensor holds is for request.py."""
+"""The JSON objects of requests, checked member by member; request.py reads the tensors' contents."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic_core import from_json
 
 from service.errors import InvalidInference, TooManyBytes
 
-# Parsing holds up every other request of the process: by up to 0.4 s within these limits, by 1 s without the
-# second one. A pixel that is a list, `[0,0,0],`, has 8 bytes.
+# Parsing blocks the event loop, and so all other requests of the process: for up to 0.4 s within these
+# limits, and for 1 s without the second one. The 8 are the bytes of a pixel as a list, `[0,0,0],`.
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_LISTS = MAX_JSON_BYTES // 8
 MAX_TENSORS = 16
 
 Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(max_length=256)]  # errors repeat it
+Name = Annotated[str, Field(max_length=256)]  # limited, because errors repeat it
 
 
 class Record(BaseModel):
-    """Values as they are, none converted; members that have no meaning here are passed over."""
+    """Base of the records: no value is converted, and unknown members are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -50,15 +50,15 @@ class Output(Record):
 
 
 class Parameters(Record):
-    """Of a request; `timeout` in microseconds, 0: none."""
+    """Parameters of a request; `timeout` is in microseconds, and 0 means none."""
 
     timeout: Count = 0
-    priority: Count = 0  # of no effect: requests of one model are served in turn
+    priority: Count = 0  # has no effect: requests for one model are served in turn
     binary_data_output: bool = False
 
 
 class InferRequest(Record):
-    """The JSON object."""
+    """The JSON object of an inference request."""
 
     id: str | None = None
     inputs: list[Input] = Field(max_length=MAX_TENSORS)
@@ -67,13 +67,13 @@ class InferRequest(Record):
 
 
 class IndexRequest(Record):
-    """Of the repository's index; `ready`: of loaded models only."""
+    """The JSON object of a request for the index; `ready` asks for loaded models only."""
 
     ready: bool = False
 
 
 class LoadRequest(Record):
-    """Of loading and unloading."""
+    """The JSON object of a request to load or unload a model."""
 
     parameters: dict[str, Any] = Field({})
 
@@ -82,10 +82,10 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def parse_json(text: bytes, kind: type[RecordT]) -> RecordT:
-    """The JSON object as a record.
+    """Return the JSON object in `text` as a record.
 
     Raises:
-        InvalidInference: it is none, or a member of it is not as it should be.
+        InvalidInference: it is not JSON, not an object, or a member is invalid.
         TooManyBytes: it is too long.
     """
     if len(text) > MAX_JSON_BYTES:

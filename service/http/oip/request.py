@@ -1,8 +1,8 @@
-"""An inference request -> what it asks for, checked.
+"""Parse and check an inference request.
 
-A body is a JSON object, whose tensor is in it or follows it as bytes; or, where the JSON is said to have no
-bytes, it is one image file. What a sender gets wrong becomes InvalidInference, what is too long TooManyBytes.
-This module knows what a model takes, one tensor of images, and nothing of HTTP.
+A body is a JSON object, with its tensor inside or, as bytes, after it. If the JSON's length is given as 0,
+the body is one image file. A sender's mistake raises InvalidInference, and a body that is too long
+TooManyBytes. This module knows what a model takes, one tensor of images, and nothing of HTTP.
 
 Shapes: N images, S x S pixels (the model's crop).
 """
@@ -31,22 +31,22 @@ NO_IMAGE = "There is no image in the request."
 
 @dataclass(frozen=True, eq=False)
 class Inference:
-    """What a request asks for."""
+    """An inference request, checked."""
 
     images: list[bytes] | NDArray[np.uint8]  # files, or pixels [N, S, S, 3]
     id: str | None = None
     timeout_ms: int | None = None
-    num_classes: int | None = None  # so many best classes instead of all logits
+    num_classes: int | None = None  # answer with that many best classes instead of all logits
     binary: bool = True  # the output follows the JSON as bytes
 
 
 def parse_inference(body: bytes, header_length: str | None, size: int, max_images: int) -> Inference:
-    """The request in `body`, for a model of `size` x `size` pixels.
-
-    Args:
-        header_length: how many of its bytes are JSON, as the sender says; None: all; "0": it is a file.
+    """Return the request in `body`, for a model of `size` x `size` pixels.
 
     Pixels that follow the JSON are not copied.
+
+    Args:
+        header_length: the sender's number of JSON bytes; None: the whole body; "0": the body is a file.
 
     Raises:
         InvalidInference, TooManyBytes: see the module.
@@ -108,7 +108,7 @@ def _only_output(request: InferRequest) -> Output:
 
 
 def _payload(tensor: Input, tail: memoryview) -> memoryview | list[Any]:
-    """The tensor's elements: the bytes after the JSON, or what its `data` lists."""
+    """Return the tensor's elements: the bytes after the JSON, or the list in its `data`."""
     num_bytes = tensor.parameters.binary_data_size
     if num_bytes is None:
         if len(tail):
@@ -177,7 +177,7 @@ def _files(tensor: Input, payload: memoryview | list[Any]) -> list[bytes]:
             )
         files = [text.encode() for text in texts]
     else:
-        files = list(islice(elements(payload), tensor.shape[0] + 1))  # there may be millions
+        files = list(islice(elements(payload), tensor.shape[0] + 1))  # a body may hold millions
     _check_count(tensor, len(files))
     return files
 
@@ -190,7 +190,7 @@ def _check_count(tensor: Input, num_elements: int) -> None:
 
 
 def _flat(data: list[Any], shape: list[int]) -> list[Any]:
-    """The elements of nested lists of that shape, in order; a list that is flat already stays."""
+    """Return the elements of nested lists of a shape, in order; a flat list is returned as it is."""
     for length in shape[1:]:
         if not data or set(map(type, data)) != {list}:
             break
@@ -201,10 +201,10 @@ def _flat(data: list[Any], shape: list[int]) -> list[Any]:
 
 
 def elements(payload: memoryview) -> Iterator[bytes]:
-    """The elements of a BYTES tensor: each has its length before it, 4 bytes, the lowest first.
+    """Yield the elements of a BYTES tensor; each is preceded by its length in 4 bytes, little-endian.
 
     Raises:
-        InvalidInference: one ends after the tensor.
+        InvalidInference: an element ends after the tensor.
     """
     at = 0
     while at < len(payload):

@@ -1,4 +1,4 @@
-"""Logits -> the answer to an inference request: JSON, and the output in it or after it, as was asked for.
+"""Write the answer to an inference request: JSON, with the output in it or, as bytes, after it.
 
 Shapes: N images, K classes.
 """
@@ -16,20 +16,20 @@ from artifact.manifest import Label, Manifest
 from artifact.postprocess import top_classes
 from service.http.oip.request import LOGITS, Inference
 
-COMPRESSION_LEVEL = 1  # logits are noise: higher levels take longer and save nothing
+COMPRESSION_LEVEL = 1  # logits hardly compress: higher levels take longer and save nothing
 WINDOW_BITS = {
     "gzip": 16 + zlib.MAX_WBITS,
     "deflate": zlib.MAX_WBITS,
-}  # Content-Encoding -> zlib's name for it
+}  # Content-Encoding: zlib's `wbits`
 
 
 class Answer(NamedTuple):
     body: bytes
-    header_length: int | None  # of the JSON, where bytes follow it
+    header_length: int | None  # bytes of the JSON; None if nothing follows it
 
 
 def build_answer(inference: Inference, manifest: Manifest, logits_NK: NDArray[Any]) -> Answer:
-    """The answer in the form that `inference` asks for."""
+    """Return the answer in the form that `inference` asks for."""
     output: dict[str, Any] = {"name": LOGITS}
     payload = b""
     if inference.num_classes is None:
@@ -56,21 +56,21 @@ def build_answer(inference: Inference, manifest: Manifest, logits_NK: NDArray[An
 
 
 def best_classes(logits_K: NDArray[Any], labels: Sequence[Label], num_classes: int) -> list[str]:
-    """`value:index:label` of the highest logits, best first; of equal ones the lower index first."""
+    """Return `value:index:label` of the highest logits, best first; of equal logits the lower index first."""
     best = top_classes(logits_K, num_classes)
     return [f"{logits_K[index]:f}:{index}:{labels[index].label}" for index in best]
 
 
 def bytes_tensor(values: Sequence[bytes]) -> bytes:
-    """The elements of a BYTES tensor: each with its length before it; see request.elements."""
+    """Return a BYTES tensor: each element is preceded by its length, as request.elements reads it."""
     return b"".join(part for value in values for part in (len(value).to_bytes(4, "little"), value))
 
 
 def wanted_encoding(accept: str) -> str | None:
-    """The Content-Encoding that a header Accept-Encoding asks for, if it is one of WINDOW_BITS.
+    """Return the only coding that Accept-Encoding names, if it is one of WINDOW_BITS; else None.
 
-    It asks where it names no other one. HTTP libraries send a list, `gzip, deflate, br`, with every request;
-    tritonclient's asynchronous client is among them, and makes no use of it unless told to.
+    A list such as `gzip, deflate, br` asks for nothing: HTTP libraries send it with every request.
+    tritonclient's asynchronous client does so too, and does not decompress unless told to.
     """
     named = [coding.partition(";") for coding in accept.lower().replace(" ", "").split(",")]
     wanted = [name for name, _, weight in named if name not in ("", "identity") and not _is_zero(weight)]
@@ -78,7 +78,7 @@ def wanted_encoding(accept: str) -> str | None:
 
 
 def _is_zero(weight: str) -> bool:
-    """`q=0`, `q=0.000`: not acceptable."""
+    """Return whether a weight such as `q=0` or `q=0.000` says: not acceptable."""
     return weight.startswith("q=") and not weight[2:].strip("0.")
 
 

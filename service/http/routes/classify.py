@@ -22,7 +22,7 @@ from service.telemetry.stages import Stages
 
 router = APIRouter(tags=["classify"])
 
-PREDICTION_BYTES = 500  # of a prediction kept in the cache, about
+PREDICTION_BYTES = 500  # that a prediction in the cache takes, about
 
 PROBLEMS = problem_responses(*IMAGE_PROBLEMS)
 

@@ -21,6 +21,6 @@ router = APIRouter(tags=["metrics"])
 @follows(WATCHED)
 def metrics(request: Request) -> Response:
     """The Prometheus text format, or OpenMetrics if Accept asks for it."""
-    # Not async, so in a thread: reading the files of many workers takes milliseconds.
+    # Not async, so that it runs in a thread: reading the files of many workers takes milliseconds.
     body, content_type = serving_of(request).metrics.render(request.headers.get("accept", ""))
     return Response(body, media_type=content_type)

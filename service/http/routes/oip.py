@@ -1,6 +1,6 @@
 """/v2: the Open Inference Protocol v2, as the clients of Triton and KServe speak it. See docs/oip.md.
 
-Routes translate; what bodies and documents look like is in service/oip. Every error is {"error": "..."}.
+Routes translate; service/http/oip has the bodies and documents. Every error is {"error": "..."}.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BODY = {
 
 
 def _errors(*problems: type[ResiduumError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's `responses` for what a route may raise beside what every route may."""
+    """Return OpenAPI's `responses` for the errors of a route and those of every route."""
     responses = problem_responses(errors.Unauthorized, errors.RateLimited, *problems)
     for response in responses.values():
         response["content"] = {"application/json": {"schema": ERROR}}
@@ -224,7 +224,7 @@ UNSUPPORTED = {
 
 
 async def oip_unsupported(request: Request) -> None:
-    """What tritonclient can ask for and this server does not have."""
+    """Answer 404 to calls that tritonclient can make and this server does not have."""
     raise NotFound(UNSUPPORTED[request.scope["route"].path.removeprefix(OIP_PREFIX)])
 
 
@@ -234,7 +234,7 @@ for path in UNSUPPORTED:
 
 @contextmanager
 def _leased(request: Request, name: str) -> Iterator[LoadedModel]:
-    """The model of that name, whose version is the one in the path, if there is one."""
+    """Lease the model of that name; raise UnknownModel if the path names another version."""
     with serving_of(request).models.lease(name) as model:
         version = request.path_params.get("version", model.manifest.version)
         if version != model.manifest.version:
@@ -246,7 +246,10 @@ def _leased(request: Request, name: str) -> Iterator[LoadedModel]:
 
 
 def _check_ready(serving: Serving, model: LoadedModel | None = None) -> None:
-    """Of the server, or of one model: another one's broken engine is not its own."""
+    """Raise NotReady unless the server, or one model in it, is ready.
+
+    A model is ready while only the graphs of others are broken.
+    """
     broken = model is None or any(graph.startswith(f"{model.name} ") for graph in serving.broken)
     if serving.state == "unhealthy" and not broken:
         return
@@ -255,6 +258,6 @@ def _check_ready(serving: Serving, model: LoadedModel | None = None) -> None:
 
 
 async def _read_json(request: Request, kind: type[RecordT]) -> RecordT:
-    """The body as a record; an empty one has the defaults."""
+    """Return the body as a record; an empty body has the defaults."""
     body = await read_body(request, serving_of(request).settings, MAX_JSON_BYTES)
     return parse_json(body or b"{}", kind)

@@ -13,7 +13,7 @@ from service.http.policy import OPEN, follows
 
 router = APIRouter(include_in_schema=False)
 
-# No browser runs a module of another type, and some systems' own tables have one.
+# Browsers run modules of this type only, and the tables of some systems have another.
 mimetypes.add_type("text/javascript", ".js")
 
 PAGE = replace(OPEN, browser="page")
@@ -34,7 +34,7 @@ async def static(path: str, request: Request) -> Response:
 
 
 async def _file(path: str, request: Request) -> Response:
-    """Files have no version in their names: a browser keeps them, and asks each time whether they changed.
+    """Return a file of the page; browsers keep it, but ask each time whether it changed.
 
     Raises:
         HTTPException: 404, there is no such file.
