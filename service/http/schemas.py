@@ -20,12 +20,12 @@ class ImageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, description="a loaded model's name; default: the first one")
+    model: str | None = Field(None, description="the name of a loaded model; default: the first model")
     timeout_ms: int | None = Field(
         None,
         ge=1,
-        description="how long the answer may take, from the end of the body on; it can only shorten the "
-        "server's own limit",
+        description="how long the answer may take, counted from when the body was fully read; it can only "
+        "shorten the server's own limit",
     )
 
 
@@ -40,7 +40,7 @@ class ClassifyQuery(ImageQuery):
 
 
 class ImageInfo(BaseModel):
-    """The photograph as it is looked at, after its EXIF orientation."""
+    """The photograph's format and size, after its EXIF orientation was applied."""
 
     format: str
     width: int
@@ -53,7 +53,10 @@ class ImageResult(BaseModel):
 
 
 class Timing(BaseModel):
-    """Milliseconds, from the end of the body on; queue and inference: of the image that finished last."""
+    """Durations in milliseconds, counted from when the request body was fully read.
+
+    `queue` and `inference` belong to the image that finished last.
+    """
 
     decode: float
     queue: float
@@ -62,7 +65,7 @@ class Timing(BaseModel):
 
 
 class Classification(BaseModel):
-    """One result an image, in the order of the request."""
+    """One result for each image, in the order of the request."""
 
     model: str
     version: str
@@ -92,29 +95,31 @@ class ModelList(BaseModel):
 
 
 class RunningGraph(BaseModel):
-    """What runs a graph."""
+    """The engine that runs a graph, and why it was chosen."""
 
     precision: str
     engine: str
     engine_version: str
     device: str
     mode: str
-    threads: int = Field(description="that run it on the CPU, all instances together; 0 on a GPU")
-    instances: int = Field(description="batches of it that run at once")
-    remembered: bool = Field(description="the choice was measured on an earlier start")
+    threads: int = Field(description="CPU threads of all instances together; 0 on a GPU")
+    instances: int = Field(description="number of batches that run at the same time")
+    remembered: bool = Field(description="true if the choice was measured on an earlier start")
     trials: tuple[EngineTrial, ...] = Field(
-        description="what was tried; one that is without alternative is chosen without being timed"
+        description="engines that were tried; an engine without alternative is chosen without timing"
     )
 
 
 class ModelDetail(ModelSummary):
-    """A model, how fast it ran here, and the manifest of its artifact."""
+    """A model, its speed on this machine, and the manifest of its artifact."""
 
     engine_version: str
     threads: int
-    graphs: dict[str, RunningGraph] = Field(description="classify, introspect -> what runs it, and why")
+    graphs: dict[str, RunningGraph] = Field(
+        description="kind of graph (`classify`, `introspect`): the engine that runs it"
+    )
     batch_ms: dict[str, dict[int, float]] = Field(
-        description="graph -> batch size -> milliseconds, as measured on this machine"
+        description="kind of graph: batch size: milliseconds, as measured on this machine"
     )
     manifest: Manifest
 
@@ -124,7 +129,7 @@ class Status(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457; further members belong to single codes."""
+    """A problem document (RFC 9457); some codes have further members."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -150,7 +155,7 @@ def image_body(*, several: bool) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "description": "The image file itself, or a form with it.",
+            "description": "The image file itself, or a form that contains it.",
             "content": {
                 "multipart/form-data": {"schema": form},
                 "application/octet-stream": {"schema": BINARY},

@@ -44,7 +44,7 @@ PROBLEMS = problem_responses(*IMAGE_PROBLEMS)
 async def classify(
     request: Request, response: Response, query: Annotated[ClassifyQuery, Query()]
 ) -> Classification:
-    """The most probable classes of every image. PUT is the same call, for `curl -T cat.jpg` sends that."""
+    """Return the most probable classes of every image. PUT is the same call, for `curl -T cat.jpg`."""
     serving = serving_of(request)
     with serving.models.lease(query.model) as model:
         request.state.model = model.name

@@ -13,16 +13,16 @@ from service.http.waiting import serving_of
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-@router.get("/live", summary="Does the process answer?")
+@router.get("/live", summary="Tell whether the process answers")
 @follows(WATCHED)
 async def live() -> Status:
     return Status(status="live")
 
 
-@router.get("/ready", summary="Does it serve?", responses=problem_responses(NotReady))
+@router.get("/ready", summary="Tell whether the server is ready", responses=problem_responses(NotReady))
 @follows(WATCHED)
 async def ready(request: Request) -> Status:
-    """Ready: the models are loaded and warmed, their golden checks pass, and it is not draining."""
+    """Ready: the models are loaded and warmed, their golden checks pass, and the server is not draining."""
     serving = serving_of(request)
     if serving.state != "ready":
         # Only which graphs: anybody may ask, and the reason, in the log, may be an engine's own words.

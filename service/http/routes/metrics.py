@@ -14,13 +14,13 @@ router = APIRouter(tags=["metrics"])
 
 @router.get(
     "/metrics",
-    summary="What has been counted and measured, for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
     responses={200: {"content": {OPENMETRICS: {}}}},
 )
 @follows(WATCHED)
 def metrics(request: Request) -> Response:
-    """The Prometheus text format, or OpenMetrics if Accept asks for it."""
+    """Return the Prometheus text format, or OpenMetrics if Accept asks for it."""
     # Not async, so that it runs in a thread: reading the files of many workers takes milliseconds.
     body, content_type = serving_of(request).metrics.render(request.headers.get("accept", ""))
     return Response(body, media_type=content_type)

@@ -25,13 +25,13 @@ CHANGES = problem_responses(Unauthorized, Forbidden, UnknownModel, LoadRefused, 
 
 @router.get("", summary="List the loaded models", responses=LISTS)
 async def list_models(request: Request) -> ModelList:
-    """The loaded models; the first one is the default."""
+    """Return the loaded models; the first is the default."""
     return _list(serving_of(request).models)
 
 
 @router.get("/{name}", summary="Describe a model", responses=DESCRIBES)
 async def describe_model(request: Request, name: str) -> ModelDetail:
-    """A loaded model, the milliseconds a batch takes here, and its manifest."""
+    """Return a loaded model, the duration of its batches on this machine, and its manifest."""
     return _detail(serving_of(request).models, name)
 
 
@@ -40,9 +40,9 @@ async def describe_model(request: Request, name: str) -> ModelDetail:
 )
 @follows(ADMIN)
 async def load_model(request: Request, name: str) -> ModelList:
-    """What lies below --artifacts under that name is loaded, warmed and checked; then it takes the place of
-    the model of its name. No request fails meanwhile: those that have the old one finish with it. Answers
-    with what is loaded then."""
+    """Load, warm and check the artifact of that name below --artifacts, then let it replace the loaded model
+    of its name. No request fails meanwhile: requests that have the old model finish with it. Return what is
+    loaded then."""
     serving = serving_of(request)
     await serving.changes.load_model(name)
     return _list(serving.models)
@@ -51,7 +51,7 @@ async def load_model(request: Request, name: str) -> ModelList:
 @router.post("/{name}/unload", summary="Unload a model", responses=CHANGES)
 @follows(ADMIN)
 async def unload_model(request: Request, name: str) -> ModelList:
-    """It takes no new requests; those that have it finish. Answers with what is loaded then."""
+    """Let the model take no new requests; requests that have it finish. Return what is loaded then."""
     serving = serving_of(request)
     await serving.changes.unload_model(name)
     return _list(serving.models)

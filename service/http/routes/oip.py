@@ -43,7 +43,7 @@ ERROR = {
 BODY = {
     "requestBody": {
         "required": True,
-        "description": "A JSON object, followed by tensors where Inference-Header-Content-Length says so.",
+        "description": "A JSON object; Inference-Header-Content-Length says where tensors follow it.",
         "content": {
             "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
             "application/octet-stream": {"schema": BINARY},
@@ -69,13 +69,13 @@ BODY_PROBLEMS = (
 )
 
 
-@router.get("/health/live", summary="Does the process answer?")
+@router.get("/health/live", summary="Tell whether the process answers")
 @follows(WATCHED)
 async def oip_live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/health/ready", summary="Does it serve?", responses=_errors(NotReady))
+@router.get("/health/ready", summary="Tell whether the server is ready", responses=_errors(NotReady))
 @follows(WATCHED)
 async def oip_ready(request: Request) -> dict[str, bool]:
     _check_ready(serving_of(request))
@@ -87,7 +87,7 @@ async def oip_server(request: Request) -> dict[str, Any]:
     return documents.server_metadata(request.app.version)
 
 
-@router.get("/models/stats", summary="What all models have done", responses=_errors(NotReady))
+@router.get("/models/stats", summary="Statistics of all models", responses=_errors(NotReady))
 async def oip_all_statistics(request: Request) -> dict[str, Any]:
     models = serving_of(request).models
     return {"model_stats": [documents.model_statistics(model) for model in models]}
@@ -101,7 +101,7 @@ async def oip_model(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
-@router.get("/models/{name}/ready", summary="Is a model served?", responses=MODEL_ERRORS)
+@router.get("/models/{name}/ready", summary="Tell whether a model is ready", responses=MODEL_ERRORS)
 @follows(OPEN)
 async def oip_model_ready(request: Request, name: str) -> dict[str, Any]:
     with _leased(request, name) as model:
@@ -110,14 +110,14 @@ async def oip_model_ready(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.get("/models/{name}/versions/{version}/config", include_in_schema=False)
-@router.get("/models/{name}/config", summary="How a model is served", responses=MODEL_ERRORS)
+@router.get("/models/{name}/config", summary="Configuration of a model", responses=MODEL_ERRORS)
 async def oip_config(request: Request, name: str) -> dict[str, Any]:
     with _leased(request, name) as model:
         return documents.model_config(model, serving_of(request).settings)
 
 
 @router.get("/models/{name}/versions/{version}/stats", include_in_schema=False)
-@router.get("/models/{name}/stats", summary="What a model has done", responses=MODEL_ERRORS)
+@router.get("/models/{name}/stats", summary="Statistics of a model", responses=MODEL_ERRORS)
 async def oip_statistics(request: Request, name: str) -> dict[str, Any]:
     with _leased(request, name) as model:
         return {"model_stats": [documents.model_statistics(model)]}
@@ -133,7 +133,7 @@ async def oip_statistics(request: Request, name: str) -> dict[str, Any]:
 )
 @follows(Policy(runs=("classify",)))
 async def oip_infer(request: Request, name: str) -> Response:
-    """Pixels or image files in, logits or the best classes out; JSON or binary, as asked for."""
+    """Take pixels or image files, and return logits or the best classes, as JSON or binary tensors."""
     serving = serving_of(request)
     settings = serving.settings
     with _leased(request, name) as model:
@@ -167,7 +167,7 @@ async def _run(
 
 @router.post(
     "/repository/index",
-    summary="List what is loaded and what could be",
+    summary="List the models that are loaded and those that can be loaded",
     responses=_errors(*BODY_PROBLEMS, NotReady),
 )
 async def oip_index(request: Request) -> list[dict[str, str]]:
@@ -187,7 +187,7 @@ async def oip_index(request: Request) -> list[dict[str, str]]:
 )
 @follows(ADMIN)
 async def oip_load(request: Request, name: str) -> dict[str, Any]:
-    """With an admin key. An artifact is served as it is: a configuration or files in the body are refused."""
+    """Needs an admin key. An artifact is served as it is: configuration or files in the body are refused."""
     given = sorted((await _read_json(request, LoadRequest)).parameters)
     if given:
         raise InvalidInference(
@@ -200,12 +200,12 @@ async def oip_load(request: Request, name: str) -> dict[str, Any]:
 
 @router.post(
     "/repository/models/{name}/unload",
-    summary="Serve a model no more",
+    summary="Unload a model",
     responses=_errors(*BODY_PROBLEMS, errors.Forbidden, UnknownModel, NotReady),
 )
 @follows(ADMIN)
 async def oip_unload(request: Request, name: str) -> dict[str, Any]:
-    """With an admin key. No model depends on another, so `unload_dependents` changes nothing."""
+    """Needs an admin key. No model depends on another, so `unload_dependents` changes nothing."""
     await _read_json(request, LoadRequest)
     await serving_of(request).changes.unload_model(name)
     return {}
