@@ -1,9 +1,9 @@
-"""Have glibc give back what is freed.
+"""Settings of glibc's allocator, so that freed memory goes back to the system.
 
-By itself it raises, after the first large block is freed, the size from which blocks come from the system and
-go back to it, up to 32 MiB. From then on weights and photographs lie in its heaps, and the holes that a
-swapped model leaves there stay: a server grew by 100 MiB in four minutes of load and eleven swaps
-(docs/performance.md). Setting the size switches that off.
+Blocks above a threshold come from the system and go back to it when freed. By default glibc raises that
+threshold, up to 32 MiB, when a large block is freed. Weights and photographs then lie in glibc's heaps, where
+the holes that a swapped model leaves are kept: a server grew by 100 MiB in four minutes of load and eleven
+swaps (docs/performance.md). A threshold that is set stays as it is.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 
-MMAP_BYTES = 2**20  # at 128 KiB a photograph of 500 x 375 took 4.6 ms to decode, not 2.9; at a megabyte 3.0
+MMAP_BYTES = 2**20  # decoding a photograph of 500 x 375 took 2.9 ms by default, 4.6 at 128 KiB, 3.0 at 1 MiB
 TRIM_BYTES = 8 * 2**20
-NUM_ARENAS = 2  # by itself eight a core, and what one thread freed is of no use to another one's
+NUM_ARENAS = 2  # the default is eight a core; an arena cannot use what was freed in another one
 
 
 def give_back() -> bool:
-    """Whether it could be set: not where there is another C library."""
+    """Make the settings; return False where the C library is not glibc."""
     if sys.platform != "linux":
         return False
     try:

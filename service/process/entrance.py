@@ -1,8 +1,9 @@
 """How several processes share the connections to one listening socket.
 
-All wait for the same socket, and one alone may be the first each time: it would get all connections, and with
-them, as these are kept, all requests. So each tells the others how many it has, and a connection is left to
-those with the fewest, for PATIENCE_S. It knows nothing of HTTP and of what is done with a connection.
+All processes wait for the same socket, and the same process may be the first each time: it would get all
+connections and, since clients keep them, all requests. Therefore each process tells the others how many
+connections it has, and for PATIENCE_S a new connection is left to those with the fewest. This module knows no
+HTTP, and not what is done with a connection.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from collections.abc import Callable
 
 logger = logging.getLogger("residuum")
 
-PATIENCE_S = 0.002  # one with fewer connections takes it at once, unless it is busy
-ACCEPT_AGAIN_S = 1.0  # after a failure: too many open files
-CLOSED = 2**30  # in place of a number of connections
+PATIENCE_S = 0.002  # a process with fewer connections takes a new one at once, unless it is busy
+ACCEPT_AGAIN_S = 1.0  # pause after a failure, such as too many open files
+CLOSED = 2**30  # count of a process that takes no connections
 
-Counts = ctypes.Array[ctypes.c_int]  # of the connections of each process, in memory that all share
+Counts = ctypes.Array[ctypes.c_int]  # each process's number of connections, in shared memory
 
 
 class Entrance:
-    """The way into one of the processes.
+    """Accepts connections for one of the processes.
 
     Args:
-        counts: CLOSED but for those that take connections.
-        number: of this process in `counts`.
-        num_connections: how many it has now.
-        make_protocol: what a connection is given to.
+        counts: the number of connections of each process, or CLOSED.
+        number: the index of this process in `counts`.
+        num_connections: returns how many connections this process has now.
+        make_protocol: makes what handles a connection.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Entrance:
         self._number = number
         self._num_connections = num_connections
         self._make_protocol = make_protocol
-        self._accepted: set[asyncio.Task[object]] = set()  # and not yet in num_connections
+        self._accepted: set[asyncio.Task[object]] = set()  # not yet in num_connections
         self._is_open = False
 
     def open(self) -> None:
@@ -54,17 +55,17 @@ class Entrance:
         self._wait()
 
     def close(self) -> None:
-        """Take no more connections; those that wait are for the others."""
+        """Take no more connections; the others take those that wait."""
         if self._is_open:
             self._is_open = False
             asyncio.get_running_loop().remove_reader(self._listener)
             self._counts[self._number] = CLOSED
 
     async def wait_closed(self) -> None:
-        """As an asyncio.Server has it."""
+        """Do nothing; asyncio.Server has such a method, and uvicorn calls it."""
 
     def count(self) -> None:
-        """Tell the others; to be called now and then, as connections end unnoticed."""
+        """Tell the others how many connections there are; called regularly, as connections end unnoticed."""
         if self._is_open:
             self._counts[self._number] = self._num_connections() + len(self._accepted)
 
@@ -93,7 +94,7 @@ class Entrance:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # another one has it, or its client has left
+        except (BlockingIOError, ConnectionAbortedError):  # another process took it, or its client left
             return
         except OSError as error:
             logger.error("Cannot accept a connection: %s", error)

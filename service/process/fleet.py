@@ -1,17 +1,6 @@
-"""What the workers of one server have in common: the changes to their models, and a line to their supervisor.
+"""A worker's end of the messages: it reports to the supervisor, and all workers make the same changes.
 
-Lines of JSON, each with a `kind`, over a socket that the supervisor (workers.py) gave to the worker:
-
-    worker -> supervisor                    supervisor -> worker
-    alive    every ALIVE_S
-    ready    models: what they are
-    failed   error, why: it must end
-    submit   id, action, name               change   id, action, name, asked: id of your submit, or null
-    changed  id, why: null where it went well
-                                            answer   id, why: of submit; null where all have made it
-    idle     nothing accepted is left       close    alone: whether the others go on
-
-This module knows nothing of HTTP servers and processes.
+messages.py lists the messages. This module knows nothing of HTTP servers and processes.
 """
 
 from __future__ import annotations
@@ -26,24 +15,18 @@ from typing import Any, Self
 
 from artifact.errors import ResiduumError
 from service.errors import LoadRefused, NotReady
+from service.process.messages import ALIVE_S, line
 from service.runtime.changes import Action, Apply
 
 logger = logging.getLogger("residuum")
 
-ALIVE_S = 1.0
-
-
-def line(kind: str, **members: Any) -> bytes:
-    """A message as it is sent."""
-    return json.dumps({"kind": kind, **members}).encode() + b"\n"
-
 
 class Fleet:
-    """A worker's end of the line.
+    """What a worker knows of the others.
 
     Args:
-        connection: to the supervisor.
-        changes: action and name of those that were made before this worker was started.
+        connection: the socket to the supervisor.
+        changes: (action, name) of the changes that were made before this worker was started.
     """
 
     def __init__(self, connection: socket.socket, changes: Sequence[tuple[Action, str]]) -> None:
@@ -71,16 +54,16 @@ class Fleet:
             await self._writer.wait_closed()
 
     def say(self, kind: str, **members: Any) -> None:
-        if not self._writer.is_closing():  # as it is when the supervisor is dead
+        if not self._writer.is_closing():  # it is closing when the supervisor is dead
             self._writer.write(line(kind, **members))
 
     async def submit(self, action: Action, name: str) -> None:
-        """Have every worker make a change: this one, and when that went well, all others.
+        """Have every worker make a change: this one first and, if it succeeds, all others.
 
         Raises:
-            LoadRefused: another worker could not make it; it is replaced by one that has.
+            LoadRefused: another worker could not make the change; it is replaced by a worker that has.
             NotReady: the server is shutting down.
-            Exception: what making it here has raised; then nobody else has made it.
+            Exception: this worker's own error; then no other worker has made the change.
         """
         self._num_submitted += 1
         number = self._num_submitted
@@ -92,12 +75,12 @@ class Fleet:
             del self._submitted[number]
 
     async def catch_up(self, apply: Apply) -> None:
-        """Make the changes that were made before this worker was started; raises as `apply`."""
+        """Make the changes that were made before this worker was started; raise as `apply`."""
         for action, name in self._before:
             await apply(action, name)
 
     async def follow(self, apply: Apply) -> None:
-        """Make every change that is submitted anywhere, one after the other, until cancelled."""
+        """Make every change that any worker submits, one after the other, until cancelled."""
         try:
             while True:
                 change = await self._to_make.get()
@@ -107,7 +90,7 @@ class Fleet:
                 self._settle(number, NotReady("The server is shutting down."))
 
     async def wait_until_all_idle(self) -> bool:
-        """Say that no accepted request is left here, and wait until that is so everywhere.
+        """Report that no accepted request is left here, and wait until no worker has any.
 
         Returns:
             Whether only this worker ends.
@@ -117,10 +100,10 @@ class Fleet:
         return self._alone
 
     async def _make(self, apply: Apply, change: dict[str, Any]) -> str | None:
-        """Why it cannot be made, None where it is."""
+        """Make a change; return why it failed, or None for success."""
         try:
             await apply(change["action"], change["name"])
-        except Exception as error:  # whatever it was, the next change must be followed
+        except Exception as error:  # whatever it is, the next change must be made
             if change["asked"] is not None:
                 self._settle(change["asked"], error)
             else:
@@ -129,7 +112,7 @@ class Fleet:
         return None
 
     def _settle(self, number: int, error: Exception | None) -> None:
-        """Let `submit` return or raise, unless it has, or its caller has gone."""
+        """Let `submit` return or raise, unless it has already, or its caller has left."""
         made = self._submitted.get(number)
         if made is None or made.done():
             return

@@ -11,7 +11,7 @@ from contextlib import suppress
 from engines.settings import SettingsError
 from service.settings import Settings
 
-BACKLOG = 2048  # connections that may wait to be accepted; the kernel may have a lower limit
+BACKLOG = 2048  # connections that may wait to be accepted; the kernel's own limit may be lower
 SO_ATTACH_FILTER = 26  # of Linux's asm-generic/socket.h; Python has no name for it
 
 # A classic BPF program, whose packets begin with the TCP header: drop those with SYN and without ACK.
@@ -25,10 +25,10 @@ DROP_SYN = (
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket, had before the models are loaded, so that a taken port is known at once.
+    """Return a listening socket. It is opened before the models are loaded: a taken port is known at once.
 
     Raises:
-        SettingsError: it cannot listen on that host and port.
+        SettingsError: the server cannot listen on that host and port.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -48,12 +48,13 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def let_nobody_in(listener: socket.socket) -> None:
-    """Let no new connection begin; those that have can still be accepted.
+def refuse_new_connections(listener: socket.socket) -> None:
+    """Drop the first packet of every new connection; connections that wait can still be accepted.
 
-    Whatever is in the queue of a listening socket when it is closed, the kernel resets. So new ones are kept
-    away first, the queue is emptied, and then it is closed: a client that comes in between tries again, and
-    is told that nobody listens. Where there is no such filter, one that comes at that very moment is reset.
+    The kernel resets all connections in the queue of a listening socket when the socket is closed. Therefore
+    new ones are dropped first, the queue is emptied, and then the socket is closed: the client of a dropped
+    one sends its packet again, and is told that nothing listens. On systems without such a filter, a client
+    that connects at that moment gets a reset.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""Serve with settings, in one process or in several."""
+"""`serve(settings)`: the server, in one process or in several."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from service.telemetry import logs
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was accepted, within `settings.drain_timeout`.
+    """Serve until SIGTERM or SIGINT; then finish accepted requests within `settings.drain_timeout`.
 
     Raises:
-        SettingsError: it cannot listen on that host and port.
+        SettingsError: the server cannot listen on that host and port.
         LoadError: a model cannot be served.
     """
     logs.configure(settings.log_format)

@@ -1,8 +1,8 @@
-"""Run the server until a signal, then finish what was accepted: `serve(settings)`.
+"""One HTTP server: it runs until a signal, then finishes the requests that it has accepted.
 
-Told to stop, a server goes on listening while accepted requests finish, and for GRACE_S at least: it says
-that it is not ready and refuses what is new, so that load balancers go elsewhere and no client is left
-without an answer. Then it lets nobody in, waits for those who have just come, and ends.
+Told to stop, a server goes on listening until accepted requests have finished, and for GRACE_S at least: it
+answers that it is not ready and refuses new requests, so that load balancers go elsewhere and every client
+gets an answer. Then it takes no more connections, waits for those that were just opened, and ends.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from fastapi import FastAPI
 from service.http.app import LAST_BATCH_S
 from service.http.middleware.draining import Accepted
 from service.http.protocol import protocol_for
-from service.process.listening import let_nobody_in
+from service.process.listening import refuse_new_connections
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedGraph
 from service.settings import Settings
 
 logger = logging.getLogger("residuum")
 
-# How long it goes on refusing when nothing is left to finish: longer than a busy client's pause between two
-# requests and than a round trip around the world; a load balancer that asks seldomer needs a pause of its own
-# before the signal.
+# How long the server goes on refusing when nothing is left to finish: longer than a busy client's pause
+# between two requests, and than a round trip around the world. A load balancer that asks less often needs a
+# pause of its own before the signal.
 GRACE_S = 0.5
-# How long a connection may then be idle before it is closed: it may have been opened just now.
+# How long an idle connection then stays open: it may have been opened just now.
 IDLE_S = 0.5
-# What is left of the drain timeout when unfinished requests are given up, to answer them and end.
+# The part of the drain timeout in which requests that are still unfinished are given up and answered.
 ENDING_S = LAST_BATCH_S + 0.5
-# A drain timeout may be shorter than a process needs to end.
+# The least time that a process is given to end; the drain timeout may be shorter.
 SHORTEST_END_S = 1.0
-# Longer than load balancers keep a connection that they do not use (60 s): one that the server closes may be
-# taken for a request at that very moment, which is then lost.
+# Longer than load balancers keep an unused connection (60 s): when the server closes one, the balancer may be
+# sending a request over it, which is then lost.
 KEEP_ALIVE_S = 75
 TICK_S = 0.02
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with our way to stop."""
+    """uvicorn, with our way to stop: see above."""
 
     def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         super().__init__(
@@ -69,21 +69,21 @@ class Server(uvicorn.Server):
         self._told_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._told_at is not None:  # told twice: at once
+        if self._told_at is not None:  # the second signal
             os._exit(128 + sig)
         self.drain()
 
     def drain(self) -> None:
-        """Stop; told again, it takes no notice. For signal handlers, which the event loop's thread runs."""
+        """Begin to stop; do nothing if called again. Signal handlers call it on the event loop's thread."""
         if self._told_at is not None:
             return
         self._told_at = time.monotonic()
         self.should_exit = True
-        # Whatever hangs, an engine or the event loop, the process ends in time.
+        # The process ends in time even if an engine or the event loop hangs.
         last_resort = Timer(max(self._drain_timeout, SHORTEST_END_S), os._exit, [0])
         last_resort.daemon = True
         last_resort.start()
-        # Not here: the signal may have come while this thread holds a lock that it takes, such as a metric's.
+        # Later, in the event loop: this thread may hold a lock now that draining takes, such as a metric's.
         asyncio.get_running_loop().call_soon_threadsafe(self._serving.drain)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -94,26 +94,26 @@ class Server(uvicorn.Server):
             await until(
                 lambda: time.monotonic() >= grace_over_at and not self._accepted.num_requests, close_at
             )
-            await self.close_door(close_at)
+            await self.close_entrance(close_at)
             idle_over_at = time.monotonic() + IDLE_S
             await until(lambda: not self.server_state.connections, min(idle_over_at, give_up_at))
             left_s = max(TICK_S, give_up_at - time.monotonic())
-            self.config.timeout_graceful_shutdown = left_s  # type: ignore[assignment]  # a float will do
+            self.config.timeout_graceful_shutdown = left_s  # type: ignore[assignment]  # a float works too
         await super().shutdown(sockets)
 
-    async def close_door(self, latest: float) -> None:
-        """Nobody new comes in after this, and after `latest`."""
-        let_nobody_in(self._listener)
+    async def close_entrance(self, latest: float) -> None:
+        """Take no more connections, by `latest` at the latest."""
+        refuse_new_connections(self._listener)
 
 
 async def until(condition: Callable[[], bool], end: float = math.inf) -> None:
-    """Wait for it, at most until that time of `time.monotonic()`."""
+    """Wait for a condition, at most until `end`, a time of `time.monotonic()`."""
     while not condition() and time.monotonic() < end:
         await asyncio.sleep(TICK_S)
 
 
 def describe_models(serving: Serving) -> str:
-    """`resnet18 1.0 (classify fp32, onnxruntime 1.31.1 on cpu, 2 threads; introspect ...)` of every model."""
+    """Return `resnet18 1.0 (classify fp32, onnxruntime 1.31.1 on cpu, 2 threads; ...)` for every model."""
     return ", ".join(
         f"{model.name} {model.manifest.version} ("
         + "; ".join(f"{kind} {describe_graph(graph)}" for kind, graph in model.graphs.items())
@@ -123,7 +123,7 @@ def describe_models(serving: Serving) -> str:
 
 
 def describe_graph(graph: LoadedGraph) -> str:
-    """`int8, openvino 2026.4.1 latency on cpu, 2 threads`."""
+    """Return such as `int8, openvino 2026.4.1 latency on cpu, 2 threads`."""
     engine = graph.engine
     mode = f" {engine.mode}" if engine.mode != engine.device else ""
     threads = f", {engine.threads} threads" if engine.threads else ""

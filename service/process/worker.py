@@ -1,4 +1,4 @@
-"""One of several processes that serve a port, from the inside; workers.py is its supervisor."""
+"""What runs in one of several processes that serve a port; supervisor.py starts and replaces them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Thread
 from types import FrameType
 
@@ -20,7 +21,8 @@ from engines.settings import SettingsError
 from service.http.app import create_app
 from service.process import allocator
 from service.process.entrance import Counts, Entrance
-from service.process.fleet import Fleet, line
+from service.process.fleet import Fleet
+from service.process.messages import line
 from service.process.server import SHORTEST_END_S, Server, describe_models, until
 from service.runtime.changes import Action
 from service.runtime.lifecycle import Serving
@@ -31,27 +33,31 @@ from service.telemetry.metrics import count_as
 logger = logging.getLogger("residuum")
 
 
-def work(
-    settings: Settings,
-    listener: socket.socket,
-    connection: socket.socket,
-    changes: Sequence[tuple[Action, str]],
-    counts: Counts,
-    number: int,
-    others_serve: bool,
-) -> None:
-    """What a worker process does.
+@dataclass(frozen=True)
+class Place:
+    """The place of a worker among the workers of its server.
 
     Args:
+        number, counts: as of Entrance.
         connection, changes: as of Fleet.
-        counts, number: as of Entrance.
-        others_serve: listen only when ready; else at once, to say that it is not.
+        others_serve: whether another worker is ready. This one then listens only when it is ready too; else
+            it listens at once, to answer that it is not ready.
     """
+
+    number: int
+    counts: Counts
+    connection: socket.socket
+    changes: Sequence[tuple[Action, str]]
+    others_serve: bool
+
+
+def work(settings: Settings, listener: socket.socket, place: Place) -> None:
+    """Serve in a worker process until the supervisor ends it."""
     logs.configure(settings.log_format)
     allocator.give_back()
     Thread(target=_end_with_the_supervisor, args=(settings.drain_timeout,), daemon=True).start()
-    fleet = Fleet(connection, changes)
-    count_as(number + 1)
+    fleet = Fleet(place.connection, place.changes)
+    count_as(place.number + 1)
 
     def when_loaded(serving: Serving) -> None:
         if serving.failure:
@@ -63,31 +69,22 @@ def work(
     try:
         app = create_app(settings, Serving(settings, when_loaded, fleet))
     except SettingsError as error:
-        connection.sendall(line("failed", error="SettingsError", why=str(error)))
+        place.connection.sendall(line("failed", error="SettingsError", why=str(error)))
         return
-    server = _Server(app, settings, listener, fleet, counts, number)
-    server.listen_when_ready = others_serve
+    server = WorkerServer(app, settings, listener, fleet, place)
     server.run([listener])
 
 
-class _Server(Server):
-    """A server that ends with the others."""
+class WorkerServer(Server):
+    """A server that shares its listening socket with other workers, and ends when they do."""
 
     def __init__(
-        self,
-        app: FastAPI,
-        settings: Settings,
-        listener: socket.socket,
-        fleet: Fleet,
-        counts: Counts,
-        number: int,
+        self, app: FastAPI, settings: Settings, listener: socket.socket, fleet: Fleet, place: Place
     ) -> None:
         super().__init__(app, settings, listener)
         self._fleet = fleet
-        self._counts = counts
-        self._number = number
+        self._place = place
         self._entrance: Entrance
-        self.listen_when_ready = False  # else at once, to answer that it is not ready
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         async with self._fleet:
@@ -95,13 +92,13 @@ class _Server(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
-        if self.listen_when_ready:
+        if self._place.others_serve:
             await until(lambda: self._serving.state != "loading")
         if self.started:
             self._entrance = Entrance(
                 self._listener,
-                self._counts,
-                self._number,
+                self._place.counts,
+                self._place.number,
                 lambda: len(self.server_state.connections),
                 lambda: self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn makes them
                     config=self.config, server_state=self.server_state, app_state=self.lifespan.state
@@ -115,10 +112,10 @@ class _Server(Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Perhaps not the first: systemd signals every process itself. Who may be impatient is the supervisor.
+        # This may be the second signal: systemd signals every process. Only the supervisor ends at once.
         self.drain()
 
-    async def close_door(self, latest: float) -> None:
+    async def close_entrance(self, latest: float) -> None:
         alone = False
         with suppress(TimeoutError):
             async with asyncio.timeout(latest - time.monotonic()):
@@ -126,11 +123,11 @@ class _Server(Server):
         if alone:
             self._entrance.close()
         else:
-            await super().close_door(latest)
+            await super().close_entrance(latest)
 
 
 def _end_with_the_supervisor(drain_timeout: float) -> None:
-    """If it is killed, finish what was accepted, and end, even if the event loop hangs."""
+    """When the supervisor was killed, finish accepted requests and end, even if the event loop hangs."""
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
     supervisor.join()

@@ -12,7 +12,7 @@ from threading import Timer
 import pytest
 
 from service.process.entrance import CLOSED, Entrance
-from service.process.listening import let_nobody_in
+from service.process.listening import refuse_new_connections
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_one_that_is_closed_leaves_all_to_the_others(listener: socket.socket) ->
 def test_nobody_comes_in_any_more_but_who_is_in_the_queue_is_served(listener: socket.socket) -> None:
     address = listener.getsockname()
     with socket.create_connection(address, timeout=60) as queued:
-        let_nobody_in(listener)
+        refuse_new_connections(listener)
         with pytest.raises(TimeoutError):
             socket.create_connection(address, timeout=0.1)  # long for this machine's own network
         accepted, _ = listener.accept()
