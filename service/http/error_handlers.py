@@ -86,7 +86,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """Nobody reads this; 499 is what access logs customarily say then."""
+    """Give the access log its customary 499; the client has left and reads no answer."""
     return Response(status_code=499)
 
 
