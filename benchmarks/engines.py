@@ -31,7 +31,7 @@ from benchmarks.subjects import Check, FloatInput, Inputs, default_artifacts
 from benchmarks.theory import Cost, Machine, cost_of, print_machine, print_theory, this_machine
 from engines.engine import Device, Engine, EngineError, EngineName, EngineOptions, EngineUnavailable
 from engines.machine import num_gpus
-from engines.registry import ENGINES, engines_for, modes, open_engine
+from engines.registry import BASELINE, ENGINES, engines_for, modes, open_engine
 from service.settings import Settings
 
 ROUNDS = 5
@@ -41,7 +41,6 @@ COLUMNS = (
 )  # fmt: skip
 KINDS: tuple[str, ...] = get_args(GraphKind)
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
-BASELINE = "onnxruntime"  # whose fp32 the others are compared with
 
 
 class BenchError(ResiduumError):

@@ -24,7 +24,7 @@ from artifact.store import EMBEDDED, find_artifact
 from benchmarks.subjects import random_artifact
 from engines.engine import EngineError, EngineName, EngineOptions
 from engines.machine import num_cores
-from engines.registry import ENGINES, open_engine
+from engines.registry import BASELINE, ENGINES, open_engine
 
 NUM_PHOTOGRAPHS = 16
 WIDTH, HEIGHT, QUALITY = 500, 375, 93
@@ -99,7 +99,7 @@ def right_answers(subject: Subject, files: Sequence[Path], top_k: int = 5) -> li
     graph = subject.manifest.graph("classify", "fp32")
     assert graph is not None, "every artifact has one"
     images = [preprocess(path.read_bytes(), subject.manifest.preprocessing).pixels for path in files]
-    with closing(open_engine("onnxruntime", subject.directory / graph.file, "fp32")) as engine:
+    with closing(open_engine(BASELINE, subject.directory / graph.file, "fp32")) as engine:
         return [set(top_classes(engine.run({"images": image[None]})["logits"][0], top_k)) for image in images]
 
 

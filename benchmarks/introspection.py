@@ -40,10 +40,9 @@ from benchmarks.subjects import FRESH_SEED, random_artifact
 from benchmarks.theory import cost_of, print_machine, this_machine
 from engines.engine import EngineError, EngineOptions
 from engines.machine import num_cores
-from engines.registry import ENGINES, open_engine
+from engines.registry import BASELINE, ENGINES, open_engine
 from export.verify import synthetic_images
 
-BASELINE = "onnxruntime"  # whose attribute graph all else is compared with
 FORMS = (
     ("classify", "/classify"),
     ("introspect, rms alone", "/introspect?quantities=rms&maps=none"),

@@ -23,7 +23,7 @@ from artifact.store import EMBEDDED, find_artifact, is_artifact
 from engines.engine import Engine, EngineOptions
 from engines.golden import golden_row
 from engines.machine import cpu_features
-from engines.registry import open_engine
+from engines.registry import BASELINE, open_engine
 from export.download import default_cache
 from export.verify import synthetic_images
 
@@ -101,7 +101,7 @@ class FloatInput:
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What the tail takes, computed by the graph's own head."""
-        with closing(open_engine("onnxruntime", self._head, "fp32", EngineOptions("cpu"))) as head:
+        with closing(open_engine(BASELINE, self._head, "fp32", EngineOptions("cpu"))) as head:
             return np.ascontiguousarray(head.run({"images": images})[self.name], np.float32)
 
 
@@ -131,7 +131,7 @@ class Check:
         graph = manifest.graph("classify", "fp32")
         assert graph is not None, "every artifact has one"
         options = EngineOptions("cpu", batch_sizes=(NUM_FRESH,))
-        with closing(open_engine("onnxruntime", directory / graph.file, "fp32", options)) as engine:
+        with closing(open_engine(BASELINE, directory / graph.file, "fp32", options)) as engine:
             self._expected = engine.run({"images": self._fresh})["logits"]
 
     def __call__(self, engine: Engine, graph: Graph, size: int, cut: FloatInput | None) -> dict[str, Any]:

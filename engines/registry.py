@@ -99,6 +99,9 @@ ENGINES: dict[EngineName, EngineRow] = {
     )
 }
 
+# The engine that every installation has: the export measures with it, and the benchmarks compare with it.
+BASELINE = "onnxruntime"
+
 
 def engines_for(precision: Precision) -> tuple[EngineName, ...]:
     """Return the names of the engines that can run a graph of that precision on some machine."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from artifact.manifest import PERCENTILES, TOP_CLASS, GraphKind, Manifest, Reference
 from artifact.preprocess import Row
 from engines.engine import EngineOptions
-from engines.registry import open_engine
+from engines.registry import BASELINE, open_engine
 from introspection.attribution import lesion_scalars
 from introspection.digits import significant
 from introspection.graph_inputs import lesion_rows
@@ -103,7 +103,7 @@ def _engine(directory: Path, manifest: Manifest, kind: GraphKind) -> Iterator[Ru
     """What runs rows through a graph, and gives each its own row of the outputs."""
     graph = manifest.graph(kind, "fp32")
     assert graph is not None, "every artifact that is exported has it"
-    engine = open_engine("onnxruntime", directory / graph.file, graph.precision, EngineOptions("cpu"))
+    engine = open_engine(BASELINE, directory / graph.file, graph.precision, EngineOptions("cpu"))
     names = [tensor.name for tensor in graph.inputs]
 
     def run(rows: Sequence[Row]) -> Iterator[dict[str, NDArray[Any]]]:

@@ -18,7 +18,7 @@ import pytest
 from artifact.manifest import Manifest, Precision, read_manifest
 from engines.engine import EngineOptions
 from engines.golden import golden_batch, golden_row
-from engines.registry import ENGINES, EngineRow, engines_for, modes
+from engines.registry import BASELINE, ENGINES, EngineRow, engines_for, modes
 from engines.selection.candidates import NothingRuns, candidates
 from engines.selection.choice import choose
 from engines.selection.source import Source
@@ -115,7 +115,7 @@ def test_the_command_line_offers_a_new_engine(tmp_path: Path) -> None:
     code = f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
-        from engines.registry import ENGINES, EngineRow
+        from engines.registry import BASELINE, ENGINES, EngineRow
         ENGINES["toy"] = {ROW.replace(chr(10), "")}
         from residuum.cli.main import main
         sys.exit(main(sys.argv[1:]))
@@ -174,6 +174,7 @@ def test_what_an_older_manifest_says_of_engines_is_ignored(artifact: Path, tmp_p
 
 
 def test_every_row_can_be_installed() -> None:
+    assert ENGINES[BASELINE].install == "."
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for row in ENGINES.values():
         extra = re.fullmatch(r"\.(?:\[(\w+)\])?", row.install)
