@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifact.errors import ResiduumError
@@ -11,13 +12,26 @@ from artifact.manifest import Graph, GraphKind, Manifest
 from engines.engine import Device, EngineName, EngineOptions, EngineUnavailable, batch_sizes
 from engines.machine import MAX_AUTO_THREADS, auto_threads
 from engines.registry import ENGINES, engines_for, installed_version, instance_counts, modes
-from engines.selection.trial import Candidate
 from engines.settings import EngineSettings
 
 logger = logging.getLogger("residuum")
 
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")
 INT8 = ("int8", "int8-trt")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a graph; the mode None is the engine's usual one."""
+
+    graph: Graph
+    engine: EngineName
+    device: Device
+    mode: str | None
+
+    def __str__(self) -> str:
+        words = (self.graph.precision, self.engine, self.mode if self.mode != self.device else None)
+        return " ".join(word for word in words if word) + f" on {self.device}"
 
 
 class NothingRuns(ResiduumError):

@@ -20,6 +20,7 @@ from engines.machine import num_gpus
 from engines.registry import ENGINES, engines_for, installed_version
 from engines.selection.candidates import (
     DEVICES,
+    Candidate,
     NothingRuns,
     candidates,
     counts_to_try,
@@ -28,7 +29,7 @@ from engines.selection.candidates import (
 )
 from engines.selection.remembered import find_trials, keep_trials
 from engines.selection.source import S, Source
-from engines.selection.trial import Candidate, EngineTrial, trial_of, try_candidate
+from engines.selection.trial import EngineTrial, trial_of, try_candidate
 
 logger = logging.getLogger("residuum")
 NOT_TRIED = "not tried: a GPU is right"
@@ -66,7 +67,7 @@ def choose(source: Source[S], *, remember: bool = True) -> Choice:
     if remember and (trials := find_trials(source, found)) is not None:
         for candidate in found:
             for trial in trials:
-                if trial.chosen and candidate.is_of(trial):
+                if trial.chosen and trial.is_of(candidate):
                     return Choice(candidate, trial.instances, trials, remembered=True)
     return _best(source, found, _try_all(source, found))
 
@@ -136,7 +137,7 @@ def _try_all(
     for candidate in found:
         if source.stopped:
             raise NothingRuns("stopped while loading")
-        before = next((trial for trial in known if candidate.is_of(trial)), None)
+        before = next((trial for trial in known if trial.is_of(candidate)), None)
         if before is not None and before.problem != NOT_TRIED:
             trials.append(before)
             continue

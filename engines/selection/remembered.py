@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.machine import cpu_features, cpu_name, gpu_name, num_cores
 from engines.registry import ENGINES, installed_version
-from engines.selection.candidates import cpu_threads
+from engines.selection.candidates import Candidate, cpu_threads
 from engines.selection.source import S, Source
-from engines.selection.trial import Candidate, EngineTrial
+from engines.selection.trial import EngineTrial
 
 logger = logging.getLogger("residuum")
 

@@ -18,10 +18,10 @@ from typing import Any
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifact.manifest import Graph
-from engines.engine import Device, EngineError, EngineName, EngineOptions
+from engines.engine import EngineError, EngineOptions
 from engines.golden import WrongAnswer, check_golden, golden_batch
 from engines.registry import installed_version, open_engine
+from engines.selection.candidates import Candidate
 from engines.selection.source import S, Source
 
 logger = logging.getLogger("residuum")
@@ -59,28 +59,10 @@ class EngineTrial(BaseModel):
     problem: str | None = Field(None, description="why it cannot be chosen, or was not tried")
     chosen: bool = False
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to run a graph; the mode None is the engine's usual one."""
-
-    graph: Graph
-    engine: EngineName
-    device: Device
-    mode: str | None
-
-    def __str__(self) -> str:
-        words = (self.graph.precision, self.engine, self.mode if self.mode != self.device else None)
-        return " ".join(word for word in words if word) + f" on {self.device}"
-
-    def is_of(self, trial: EngineTrial) -> bool:
-        """Whether `trial` is a trial of this candidate."""
-        return (self.graph.precision, self.engine, self.device, self.mode) == (
-            trial.precision,
-            trial.engine,
-            trial.device,
-            trial.mode,
-        )
+    def is_of(self, candidate: Candidate) -> bool:
+        """Whether this is a trial of `candidate`."""
+        tried = (self.precision, self.engine, self.device, self.mode)
+        return tried == (candidate.graph.precision, candidate.engine, candidate.device, candidate.mode)
 
 
 def trial_of(candidate: Candidate, **measured: Any) -> EngineTrial:

@@ -22,10 +22,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from artifact.manifest import Graph, Manifest, read_manifest, sha256_of
 from engines.golden import golden_batch, golden_row
 from engines.machine import cpu_features
-from engines.selection.candidates import NothingRuns, candidates, engine_options
+from engines.selection.candidates import Candidate, NothingRuns, candidates, engine_options
 from engines.selection.choice import Choice, choose, next_best, try_graph
 from engines.selection.source import Source
-from engines.selection.trial import Candidate, EngineTrial, trial_of
+from engines.selection.trial import EngineTrial, trial_of
 from service.runtime.loading import load_model
 from service.runtime.opening import LoadError
 from service.settings import Settings

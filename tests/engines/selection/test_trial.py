@@ -15,8 +15,9 @@ import pytest
 from artifact.manifest import Graph, read_manifest
 from engines.engine import EngineError, EngineOptions
 from engines.golden import golden_row
+from engines.selection.candidates import Candidate
 from engines.selection.source import Source
-from engines.selection.trial import Candidate, EngineTrial, best_count, try_candidate
+from engines.selection.trial import EngineTrial, best_count, try_candidate
 from engines.settings import EngineSettings
 
 ALONE_MS = 3.0
