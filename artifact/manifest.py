@@ -60,6 +60,8 @@ class ManifestError(ResiduumError):
 
 
 class Record(BaseModel):
+    """The base of what a manifest consists of: immutable, and unknown fields are an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 

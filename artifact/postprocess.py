@@ -18,6 +18,8 @@ class TopKError(ResiduumError):
 
 
 class Prediction(BaseModel):
+    """A class and how probable it is."""
+
     index: int
     label: str
     wnid: str | None
