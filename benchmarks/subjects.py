@@ -56,23 +56,15 @@ def random_artifact(
     if is_artifact(directory):
         return directory
     print(f"exporting {name} with random weights to {directory} ...", file=sys.stderr, flush=True)
+    from export.from_checkpoint import from_random_weights
     from export.images import CalibrationImages
     from export.pipeline import export_artifact
-    from export.precisions import Precisions
-    from export.random_weights import RANDOM, random_model, sha256_of_weights
+    from export.precisions import ExportPlan
 
-    model, metadata = random_model(name, seed)
-    images = synthetic_images(NUM_CALIBRATION, metadata.preprocessing.crop, FRESH_SEED + 1)
-    export_artifact(
-        model,
-        metadata,
-        f"{name}-random",
-        directory,
-        source=f"random weights, seed {seed}",
-        weights_sha256=sha256_of_weights(model),
-        weights=RANDOM,
-        precisions=Precisions(precisions, CalibrationImages("made-up images", images), allow_loss=True),
-    )
+    network = from_random_weights(name, seed)
+    images = synthetic_images(NUM_CALIBRATION, network.metadata.preprocessing.crop, FRESH_SEED + 1)
+    plan = ExportPlan(precisions, CalibrationImages("made-up images", images), allow_loss=True)
+    export_artifact(network, f"{name}-random", directory, plan)
     return directory
 
 

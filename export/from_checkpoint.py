@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from artifact.manifest import sha256_of
+from export.network import Network, Origin
 from export.random_weights import RANDOM, random_model, sha256_of_weights
-from export.source import Network
 from models.checkpoint import load_checkpoint
 
 
@@ -19,7 +19,7 @@ def from_checkpoint(path: Path) -> Network:
     model, metadata = load_checkpoint(path)
     recipe = metadata.recipe or {}
     source = f"residuum train {recipe['name']}" if "name" in recipe else f"checkpoint {path.name}"
-    return Network(model, metadata, {"source": source, "weights_sha256": sha256_of(path)})
+    return Network(model, metadata, Origin(source, sha256_of(path)))
 
 
 def from_random_weights(architecture: str, seed: int) -> Network:
@@ -29,9 +29,5 @@ def from_random_weights(architecture: str, seed: int) -> Network:
         UnknownArchitecture: the zoo has no row of that name.
     """
     model, metadata = random_model(architecture, seed)
-    provenance = {
-        "source": f"random weights, seed {seed}",
-        "weights": RANDOM,
-        "weights_sha256": sha256_of_weights(model),
-    }
-    return Network(model, metadata, provenance)
+    origin = Origin(f"random weights, seed {seed}", sha256_of_weights(model), weights=RANDOM)
+    return Network(model, metadata, origin)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifact.manifest import Preprocessing
+from export.network import Network, Origin
 from export.options import (
     changed_preprocessing,
     flags_of,
@@ -17,7 +18,7 @@ from export.options import (
     usual_preprocessing,
     with_changes,
 )
-from export.source import Network, Request, SourceError
+from export.source import Request, SourceError
 from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.identify import untold
 from models.imagenet import imagenet_labels
@@ -54,14 +55,14 @@ def from_weights(found: Found, request: Request, say: Say) -> Network:
     """
     model = _map(found, request)
     row = found.row
-    provenance = {
-        "source": found.source,
-        "weights_sha256": found.sha256,
-        "weights": row.key if row else None,
-        "licence": row.licence if row else None,
-        "published_accuracy": row.published if row else None,
-    }
-    return Network(model, _describe(model, found, request, say), provenance)
+    origin = Origin(
+        found.source,
+        found.sha256,
+        weights=row.key if row else None,
+        licence=row.licence if row else None,
+        published_accuracy=row.published if row else None,
+    )
+    return Network(model, _describe(model, found, request, say), origin)
 
 
 @contextmanager

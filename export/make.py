@@ -6,28 +6,30 @@ Settings come in as plain values; this module reads no environment and prints no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from artifact.manifest import Manifest, ManifestError, read_manifest, sha256_of
 from export.from_checkpoint import from_checkpoint, from_random_weights
 from export.from_weights import Found, Say, from_weights
-from export.images import calibration_images
+from export.images import CalibrationImages, calibration_images
+from export.network import Network
 from export.pipeline import check_replaceable, export_artifact
-from export.precisions import Precisions, read_images
+from export.precisions import ExportPlan, read_images
 from export.prune import check_prunable, prune_and_fine_tune
 from export.source import (
-    Network,
     Request,
     SourceError,
     SourceKind,
+    Training,
     check_options,
     directory_of,
     kind_of,
     options_of,
 )
 from models.pretrained import Pretrained, resolve
+from models.resnet import ResNet
 
 LOGS = Path("runs")  # of what is trained here
 Fetch = Callable[[Pretrained], Found]
@@ -68,7 +70,8 @@ def make_artifact(request: Request, fetch: Fetch | None = None, say: Say = lambd
         return Made(out, there, made=False)
     check_replaceable(out.resolve())
     network = _read(request, kind, partial(fetch, row) if fetch and row else None, say)
-    manifest = _export(network, request, out, options)
+    network = replace(network, origin=replace(network.origin, options=options))
+    manifest = _export(network, request, out)
     return Made(out, manifest, made=True)
 
 
@@ -85,47 +88,45 @@ def _read(request: Request, kind: SourceKind, found: Callable[[], Found] | None,
     return from_weights(found(), request, say)
 
 
-def _export(network: Network, request: Request, out: Path, options: dict[str, object] | None) -> Manifest:
-    """Train what is asked for, and export."""
-    model, metadata, provenance = network
+def _export(network: Network, request: Request, out: Path) -> Manifest:
+    """Train what the request asks for, and export."""
     name = request.name or out.resolve().name
     asked, training = request.precisions, request.training
     if training.prune:
-        check_prunable(model.spec, training.prune)
-    calibration, validation = read_images(asked, metadata)
+        check_prunable(network.model.spec, training.prune)
+    calibration, validation = read_images(asked, network.metadata)
     if training.prune and asked.data:
-        logs = LOGS / f"{name}-pruned-{training.prune:g}"
-        model, metadata = prune_and_fine_tune(
-            model, metadata, training.prune, training.prune_epochs, asked.data, logs
-        )
-        provenance["pruned"] = training.prune
-    tuned = None
-    if training.qat_epochs and calibration:  # int8 is not asked for without
-        from export.qat import NUM_IMAGES, fine_tune_under_rounding
-
-        served = metadata.preprocessing
-        images = calibration_images(asked.data or asked.calibration or "", served, NUM_IMAGES).images
-        tuned = fine_tune_under_rounding(model, served, calibration.images, images, training.qat_epochs)
-    precisions = Precisions(
+        network = _pruned(network, training, asked.data, LOGS / f"{name}-pruned-{training.prune:g}")
+    plan = ExportPlan(
         asked.names,
         calibration,
-        asked.allow_loss,
-        asked.keep_layers,
-        tuned,
-        training.qat_epochs,
-        request.time_graphs,
-        request.measure_reference,
+        validation,
+        allow_loss=asked.allow_loss,
+        keep_layers=asked.keep_layers,
+        time_graphs=request.time_graphs,
+        measure_reference=request.measure_reference,
     )
-    return export_artifact(
-        model,
-        metadata,
-        name,
-        out,
-        options=options,
-        validation=validation,
-        precisions=precisions,
-        **provenance,
+    if training.qat_epochs and calibration:  # int8 always has calibration images
+        data = asked.data or asked.calibration or ""
+        tuned = _tuned_for_int8(network, calibration, data, training.qat_epochs)
+        plan = replace(plan, quantized_model=tuned, qat_epochs=training.qat_epochs)
+    return export_artifact(network, name, out, plan)
+
+
+def _pruned(network: Network, training: Training, data: str, logs: Path) -> Network:
+    model, metadata = prune_and_fine_tune(
+        network.model, network.metadata, training.prune, training.prune_epochs, data, logs
     )
+    return Network(model, metadata, replace(network.origin, pruned=training.prune))
+
+
+def _tuned_for_int8(network: Network, calibration: CalibrationImages, data: str, epochs: int) -> ResNet:
+    """Return the fused network with weights that were fine-tuned for int8 on images of a data set."""
+    from export.qat import NUM_IMAGES, fine_tune_under_rounding
+
+    served = network.metadata.preprocessing
+    images = calibration_images(data, served, NUM_IMAGES).images
+    return fine_tune_under_rounding(network.model, served, calibration.images, images, epochs)
 
 
 def _already(out: Path, weights: Pretrained | Path, options: dict[str, object]) -> Manifest | None:

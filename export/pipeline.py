@@ -1,7 +1,7 @@
-"""A checkpoint becomes an artifact: the steps in order.
+"""Export a network as an artifact: the steps in order.
 
-The artifact appears whole or not at all: it is made in a folder beside its place and moved there
-when every gate has passed.
+The artifact appears whole or not at all: it is made in a directory beside its place, and moved there when
+every gate has passed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from artifact.manifest import (
     GraphKind,
     Manifest,
     Precision,
-    Provenance,
-    PublishedAccuracy,
     Quantization,
     Tensor,
     read_manifest,
@@ -37,13 +35,12 @@ from artifact.store import is_artifact
 from export.accuracy import check_accuracy, check_agreement, score
 from export.emulate import run_as_written
 from export.graph import cut_introspect, export_graph
-from export.images import ValidationImages
-from export.precisions import KINDS, Precisions, TimeGraphs
+from export.network import Network
+from export.precisions import KINDS, ExportPlan, TimeGraphs
 from export.quantize import Int8, quantize, sensitivities
 from export.report import CHART, TABLE, write_report
 from export.verify import check_parity, golden, reference, synthetic_images
-from models.checkpoint import CheckpointMetadata
-from models.resnet import ResNet, describe_blocks
+from models.resnet import describe_blocks
 
 logger = logging.getLogger("residuum")
 
@@ -56,66 +53,33 @@ class ExportError(ResiduumError):
     """The artifact cannot be written where, or as, it was asked for; the message says why."""
 
 
-def export_artifact(
-    model: ResNet,
-    metadata: CheckpointMetadata,
-    name: str,
-    out: Path,
-    *,
-    source: str,
-    weights_sha256: str,
-    weights: str | None = None,
-    licence: str | None = None,
-    published_accuracy: PublishedAccuracy | None = None,
-    options: dict[str, object] | None = None,
-    pruned: float | None = None,
-    validation: ValidationImages | None = None,
-    precisions: Precisions | None = None,
-) -> Manifest:
-    """Fuse, export, quantize, verify, measure, describe; returns the manifest of the artifact at `out`.
+def export_artifact(network: Network, name: str, out: Path, plan: ExportPlan | None = None) -> Manifest:
+    """Fuse, export, quantize, verify, measure, describe; return the manifest of the artifact at `out`.
 
     Args:
-        model: in evaluation mode; left as it is.
-        source: where the weights came from, for people; weights_sha256: of that file.
-        weights, licence, published_accuracy, options, pruned: see `Provenance`.
-        validation: measure every graph's accuracy on these.
-        precisions: what is made beside fp32.
+        network: its model is left as it is.
+        name: of the model.
+        plan: what to make beside the fp32 graphs, and what to measure; None: nothing.
 
     Raises:
         GateError: a graph differs from the model or loses accuracy; nothing is left behind.
         QuantizeError: it cannot be quantized.
         ExportError: `out` exists and is not an artifact.
     """
-    out = out.resolve()
+    out, plan = out.resolve(), plan or ExportPlan()
     check_replaceable(out)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every operator of torchvision
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         work = Path(folder) / "artifact"
         work.mkdir()
-        provenance = Provenance(
-            source=source,
-            weights_sha256=weights_sha256,
-            num_parameters=sum(p.numel() for p in model.parameters()),
-            weights=weights,
-            licence=licence,
-            published_accuracy=published_accuracy,
-            options=options,
-            pruned=pruned,
-            recipe=metadata.recipe,
-            dataset=metadata.dataset,
-            commit=metadata.commit,
-            seed=metadata.seed,
-            checkpoint_accuracy=metadata.accuracy,
-        )
-        precisions = precisions or Precisions()
-        making = _Making(model, metadata, work, precisions, validation)
-        manifest = _describe(making, name, provenance)
-        if validation and precisions.measure_reference:
-            reference = precisions.measure_reference(work, manifest, validation.images, validation.name)
+        manifest = _describe(network, name, _GraphMaker(network, plan, work).graphs())
+        validation = plan.validation
+        if validation and plan.measure_reference:
+            reference = plan.measure_reference(work, manifest, validation.images, validation.name)
             manifest = manifest.model_copy(update={"reference": reference})
-        if precisions.time_graphs:
-            manifest = _with_report(manifest, precisions.time_graphs, work)
+        if plan.time_graphs:
+            manifest = _with_report(manifest, plan.time_graphs, work)
         manifest.write(work)
         if out.exists():
             out.rename(Path(folder) / "replaced")
@@ -124,7 +88,7 @@ def export_artifact(
 
 
 def _with_report(manifest: Manifest, time_graphs: TimeGraphs, work: Path) -> Manifest:
-    """Whatever fails here, the graphs are made and checked: they are not lost for want of a chart."""
+    """Add the report; if that fails, warn and go on, because the graphs are made and checked already."""
     try:
         return write_report(manifest, time_graphs(work, manifest), work)
     except Exception as error:
@@ -135,7 +99,7 @@ def _with_report(manifest: Manifest, time_graphs: TimeGraphs, work: Path) -> Man
 
 
 def check_replaceable(out: Path) -> None:
-    """Raises ExportError: what would be lost is not an artifact and nothing else."""
+    """Raise ExportError if the place is taken by anything but an artifact."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -149,9 +113,8 @@ def check_replaceable(out: Path) -> None:
         )
 
 
-def _describe(making: _Making, name: str, provenance: Provenance) -> Manifest:
-    model, metadata = making.model, making.metadata
-    graphs = making.graphs()
+def _describe(network: Network, name: str, graphs: tuple[Graph, ...]) -> Manifest:
+    model, metadata = network.model, network.metadata
     return Manifest(
         name=name,
         version=hashlib.sha256("".join(graph.sha256 for graph in graphs).encode()).hexdigest()[:12],
@@ -160,7 +123,7 @@ def _describe(making: _Making, name: str, provenance: Provenance) -> Manifest:
         num_classes=model.spec.num_classes,
         labels=metadata.labels,
         preprocessing=metadata.preprocessing,
-        provenance=provenance,
+        provenance=network.provenance(),
         blocks=describe_blocks(model, metadata.preprocessing.crop),
         graphs=graphs,
         golden_image=GOLDEN_IMAGE,
@@ -168,30 +131,24 @@ def _describe(making: _Making, name: str, provenance: Provenance) -> Manifest:
     )
 
 
-class _Making:
-    """The graphs of one artifact, made and checked one after another; the fp32 ones first."""
+class _GraphMaker:
+    """Makes and checks the graphs of one artifact one after another, the fp32 graphs first."""
 
-    def __init__(
-        self,
-        model: ResNet,
-        metadata: CheckpointMetadata,
-        work: Path,
-        precisions: Precisions,
-        validation: ValidationImages | None,
-    ) -> None:
-        self.model, self.metadata, self.work = model, metadata, work
-        self.precisions, self.validation = precisions, validation
-        preprocessing = metadata.preprocessing
+    def __init__(self, network: Network, plan: ExportPlan, work: Path) -> None:
+        """`work`: the directory for the files."""
+        self.model, self.metadata = network.model, network.metadata
+        self.plan, self.work = plan, work
+        preprocessing = self.metadata.preprocessing
         golden_image = synthetic_images(1, preprocessing.crop, seed=1)
         Image.fromarray(golden_image[0]).save(work / GOLDEN_IMAGE, optimize=True)
         parity_images = synthetic_images(NUM_PARITY_IMAGES, preprocessing.crop, seed=0)
-        self.exact = copy.deepcopy(model).double()
+        self.exact = copy.deepcopy(self.model).double()
         self.expected = reference(self.exact, preprocessing, parity_images)
         self.expected_golden = reference(self.exact, preprocessing, golden_image)
         self._fp32_logits: dict[GraphKind, NDArray[np.float32]] = {}
 
     def graphs(self) -> tuple[Graph, ...]:
-        wanted = [(kind, precision) for precision in self.precisions.all for kind in KINDS[precision]]
+        wanted = [(kind, precision) for precision in self.plan.all_precisions for kind in KINDS[precision]]
         return tuple(self._graph(kind, precision) for kind, precision in wanted)
 
     def _graph(self, kind: GraphKind, precision: Precision) -> Graph:
@@ -199,9 +156,8 @@ class _Making:
         quantization = None
         if precision == "int8" or precision == "int8-trt":
             quantization = self._quantize(precision, path)
-        elif (
-            kind == "introspect"
-        ):  # a part of attribute, which is written on the way: exporting takes longest
+        elif kind == "introspect":
+            # `introspect` is a part of `attribute`: one export, which is the slowest step, serves both.
             other = self._path("attribute", precision)
             attribute = export_graph("attribute", self.model, self.metadata.preprocessing, other, precision)
             cut_introspect(attribute, path)
@@ -232,10 +188,10 @@ class _Making:
         return self.work / f"{kind}.{precision}.onnx"
 
     def _quantize(self, precision: Int8, path: Path) -> Quantization:
-        """From the exported graph; from another where int8 has weights of its own, or rests on fp16."""
-        calibration = self.precisions.calibration
+        """Quantize the exported graph, or another one if int8 has its own weights or starts from fp16."""
+        calibration = self.plan.calibration
         assert calibration is not None
-        own = self.precisions.quantized_model if precision == "int8" else None
+        own = self.plan.quantized_model if precision == "int8" else None
         base: Precision = "fp16" if precision == "int8-trt" else "fp32"
         with tempfile.TemporaryDirectory() as folder:
             source = self._path("classify", base)
@@ -243,40 +199,41 @@ class _Making:
                 source = Path(folder) / source.name
                 export_graph("classify", own or self.model, self.metadata.preprocessing, source, base)
             images, kept = calibration.images, []
-            if self.precisions.keep_layers:
+            if self.plan.keep_layers:
                 errors = sensitivities(source, images[:NUM_SCAN_IMAGES], precision=precision)
-                kept = list(errors)[: self.precisions.keep_layers]
+                kept = list(errors)[: self.plan.keep_layers]
             found = quantize(
                 source, path, images, precision=precision, dataset=calibration.name, kept_layers=kept
             )
-        return found.model_copy(update={"qat_epochs": self.precisions.qat_epochs if own else 0})
+        return found.model_copy(update={"qat_epochs": self.plan.qat_epochs if own else 0})
 
     def _accuracy(
         self, kind: GraphKind, precision: Precision, path: Path
     ) -> tuple[Accuracy | None, str | None]:
-        """On labelled images if there are any; else only how often it says what fp32 does.
+        """Return the accuracy on labelled images, and the gate's verdict.
 
-        In half precision `introspect` is the same network as `classify`, and `attribute` always is that of
-        `introspect`: parity says what there is to say.
+        Without labels there is no accuracy, and the verdict is about the agreement with fp32. Parity suffices
+        for `attribute`, which is the same network as `introspect`, and for `introspect` in half precision,
+        which is the same network as `classify`.
         """
         if kind == "attribute" or (kind == "introspect" and precision != "fp32"):
             return None, None
-        images = self.validation or self.precisions.calibration
+        images = self.plan.validation or self.plan.calibration
         if images is None:
             return None, None
         logits = run_as_written(path, precision, images.images)
         fp32 = None if precision == "fp32" else self._fp32_logits[kind]
         if fp32 is None:
             self._fp32_logits[kind] = logits
-        verdict, allow_loss = None, self.precisions.allow_loss
-        if self.validation is None:
+        verdict, allow_loss = None, self.plan.allow_loss
+        if self.plan.validation is None:
             if fp32 is not None:
                 verdict = check_agreement(precision, logits, fp32, allow_loss=allow_loss)
             return None, verdict
-        labels = self.validation.labels
+        labels = self.plan.validation.labels
         if fp32 is not None:
             verdict = check_accuracy(precision, logits, fp32, labels, allow_loss=allow_loss)
-        return score(logits, labels, self.validation.name, fp32), verdict
+        return score(logits, labels, self.plan.validation.name, fp32), verdict
 
 
 def _tensor(info: onnx.ValueInfoProto) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which precisions an artifact is to have beside fp32, and what that needs: images, and leave to lose."""
+"""What an export makes beside the fp32 graphs: as a user asks for it, and as a plan with images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from export.images import (
 from models.checkpoint import CheckpointMetadata
 from models.resnet import ResNet
 
-# What is made of each precision. Rounded to int8, F would no longer be what the network adds.
+# The graphs of each precision. int8 has no introspection: rounded, F would not be what the network adds.
 KINDS: dict[Precision, tuple[GraphKind, ...]] = {
     "fp32": ("classify", "introspect", "attribute"),
     "bf16": ("classify", "introspect", "attribute"),
@@ -32,25 +32,26 @@ KINDS: dict[Precision, tuple[GraphKind, ...]] = {
 }
 NUM_CALIBRATION_IMAGES = 512
 
-# The artifact's folder and manifest to what was measured, by the graphs' file names.
+# From the artifact's directory and manifest to the speeds of each graph, by its file's name.
 TimeGraphs = Callable[[Path, Manifest], Mapping[str, tuple[Speed, ...]]]
-# The artifact's folder, manifest, images [N, crop, crop, 3] and the name of their data set to what is usual.
+# From the artifact's directory, its manifest, images [N, crop, crop, 3] and their data set's name to what is
+# usual.
 MeasureReference = Callable[[Path, Manifest, NDArray[np.uint8], str], Reference]
 
 
 class PrecisionError(ResiduumError):
-    """What was asked for needs something else; the message names the flag."""
+    """The options need another option; the message names the flag."""
 
 
 @dataclass(frozen=True)
 class PrecisionRequest:
-    """What a user asks for, as the flags of `residuum export` and `residuum pull` have it.
+    """What a user asks for with the flags of `residuum export` and `residuum pull`.
 
     Attributes:
         names: any of `Precision`.
-        calibration: a data set, or a folder of images; `num_calibration` of them are taken.
-        data: a data set to measure accuracy on; None: `calibration`, where that has labels.
-        allow_loss, keep_layers: see `Precisions`.
+        calibration: a data set or a directory of images, of which `num_calibration` are taken.
+        data: a data set to measure accuracy on; None: `calibration`, if it has labels.
+        allow_loss, keep_layers: see `ExportPlan`.
     """
 
     names: tuple[Precision, ...] = ()
@@ -61,7 +62,7 @@ class PrecisionRequest:
     keep_layers: int = 0
 
     def __post_init__(self) -> None:
-        """Raises PrecisionError: no such precision, int8 without images, or fewer layers than none."""
+        """Raise PrecisionError: no such precision, int8 without images, or a negative number of layers."""
         if self.keep_layers < 0:
             raise PrecisionError(f"--keep-layers {self.keep_layers}: a number of layers is expected")
         if unknown := set(self.names) - set(get_args(Precision)):
@@ -76,23 +77,26 @@ class PrecisionRequest:
 
 
 @dataclass(frozen=True)
-class Precisions:
-    """What is made beside fp32, and what that needs.
+class ExportPlan:
+    """What an export makes beside the fp32 graphs, what it needs for that, and what it measures.
 
     Attributes:
-        names: any of `Precision`.
-        calibration: what int8's ranges are measured on.
-        allow_loss: let a precision pass that loses more accuracy than it may.
-        keep_layers: int8 leaves so many layers in floating point, those whose rounding moves the logits most.
-        quantized_model: with weights that are used to int8's rounding, in place of the model's; None: the
-            model's own; and the epochs that it took.
-        time_graphs: measures how fast the graphs are, for the report; None: no report.
-        measure_reference: measures what introspection usually finds, on the validation images; None: nothing
+        precisions: any of `Precision`.
+        calibration: images on which the ranges of int8 are found.
+        validation: labelled images on which accuracy is measured; None: it is not measured.
+        allow_loss: a precision passes even if it loses more accuracy than `export.accuracy` allows.
+        keep_layers: number of layers that int8 leaves in floating point: those that are most sensitive to
+            rounding.
+        quantized_model: a network whose weights were fine-tuned for int8, to be quantized in place of the
+            model; `qat_epochs`: the epochs that this took.
+        time_graphs: measures the speed of the graphs, for the report; None: there is no report.
+        measure_reference: measures the usual range of each quantity on the validation images; None: nothing
             does.
     """
 
-    names: tuple[Precision, ...] = ()
+    precisions: tuple[Precision, ...] = ()
     calibration: CalibrationImages | None = None
+    validation: ValidationImages | None = None
     allow_loss: bool = False
     keep_layers: int = 0
     quantized_model: ResNet | None = None
@@ -101,15 +105,15 @@ class Precisions:
     measure_reference: MeasureReference | None = None
 
     @property
-    def all(self) -> tuple[Precision, ...]:
-        """With fp32, which is always there, and each once."""
-        return tuple(dict.fromkeys(("fp32", *self.names)))
+    def all_precisions(self) -> tuple[Precision, ...]:
+        """The precisions with fp32 first, each once."""
+        return tuple(dict.fromkeys(("fp32", *self.precisions)))
 
 
 def read_images(
     request: PrecisionRequest, metadata: CheckpointMetadata
 ) -> tuple[CalibrationImages | None, ValidationImages | None]:
-    """Those that are asked for, preprocessed as the network is served.
+    """Return the calibration and validation images of a request, preprocessed as for serving.
 
     Raises:
         ImagesError, DataError: they cannot be had.

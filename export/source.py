@@ -11,17 +11,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Preprocessing, sha256_of
 from export.images import name_of
 from export.options import MAX_PIXELS, changed_preprocessing, check_fields
 from export.precisions import MeasureReference, PrecisionRequest, TimeGraphs
-from models.checkpoint import CheckpointMetadata, is_checkpoint
+from models.checkpoint import is_checkpoint
 from models.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from models.pretrained import Pretrained
-from models.resnet import ResNet
 from models.zoo import architecture
 
 SourceKind = Literal["checkpoint", "weights", "published", "random"]
@@ -67,7 +66,7 @@ class Request:
         preprocessing: other values for fields of `Preprocessing`; for published weights and files of weights.
         precisions: what is made beside fp32.
         training: what is trained before that.
-        time_graphs, measure_reference: see `export.precisions.Precisions`.
+        time_graphs, measure_reference: see `export.precisions.ExportPlan`.
         force: make it even if it, or another model of that name, is there.
     """
 
@@ -85,17 +84,6 @@ class Request:
     time_graphs: TimeGraphs | None = None
     measure_reference: MeasureReference | None = None
     force: bool = False
-
-
-class Network(NamedTuple):
-    """A network in evaluation mode, what is known of it, and where it came from.
-
-    `provenance` holds arguments of `export.pipeline.export_artifact`.
-    """
-
-    model: ResNet
-    metadata: CheckpointMetadata
-    provenance: dict[str, Any]
 
 
 def is_file(weights: str) -> bool:

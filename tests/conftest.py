@@ -70,9 +70,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             # Imported here, because torch takes two seconds that most of the tests do not need.
             from export.pipeline import export_artifact
             from models.resnet import build
-            from tests.support.networks import liven, metadata_for
+            from tests.support.networks import liven, network_of
 
-            model = liven(build("resnet20", seed=1))
-            about = {"source": "random weights", "weights_sha256": "0" * 64}
-            export_artifact(model, metadata_for(model), "resnet20", out, **about)
+            export_artifact(network_of(liven(build("resnet20", seed=1))), "resnet20", out)
     return out

@@ -26,8 +26,9 @@ from artifact.manifest import (
 )
 from engines.engine import EngineName
 from export.images import CalibrationImages, ValidationImages
+from export.network import Network, Origin
 from export.pipeline import ExportError, export_artifact
-from export.precisions import KINDS, PrecisionError, PrecisionRequest, Precisions
+from export.precisions import KINDS, ExportPlan, PrecisionError, PrecisionRequest
 from export.random_weights import random_model
 from export.reference import measure_reference
 from export.verify import GateError, open_session, synthetic_images
@@ -38,7 +39,7 @@ from models.zoo import ZOO
 from service.runtime.loading import load_model
 from service.runtime.opening import LoadError
 from service.settings import Settings
-from tests.support.networks import liven, metadata_for
+from tests.support.networks import liven, metadata_for, network_of
 
 IMAGES = synthetic_images(3, 32, seed=4)
 
@@ -156,14 +157,10 @@ def test_accuracy_is_measured_through_the_graph(tmp_path: Path) -> None:
     labels = np.where(np.arange(20) < 5, ranks[:, 0], np.where(np.arange(20) < 12, ranks[:, 4], ranks[:, 9]))
     validation = ValidationImages("made up", images, labels)
     manifest = export_artifact(
-        model,
-        metadata_for(model),
+        network_of(model),
         "m",
         tmp_path / "m",
-        source="",
-        weights_sha256="",
-        validation=validation,
-        precisions=Precisions(measure_reference=measure_reference),
+        ExportPlan(validation=validation, measure_reference=measure_reference),
     )
     assert manifest.reference is not None
     assert (manifest.reference.dataset, manifest.reference.num_images) == ("made up", 20)
@@ -191,7 +188,7 @@ def test_a_failed_gate_names_the_figure_and_leaves_nothing(
     monkeypatch.setattr(graph, "fuse_batchnorm", forgetful)
     model = liven(build("resnet20", width=4))
     with pytest.raises(GateError, match=r"classify: logits differ .* by .* at batch 1"):
-        export_artifact(model, metadata_for(model), "m", tmp_path / "m", source="", weights_sha256="")
+        export_artifact(network_of(model), "m", tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,14 +226,10 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, metadata, validation = few_blocks((1, 1), width=16, seed=10)
     out = tmp_path_factory.mktemp("several") / "small"
     export_artifact(
-        model,
-        metadata,
+        Network(model, metadata, Origin("random weights", "0" * 64)),
         "small",
         out,
-        source="random weights",
-        weights_sha256="0" * 64,
-        validation=validation,
-        precisions=Precisions((*OTHERS, "fp32", "int8"), CALIBRATION),
+        ExportPlan((*OTHERS, "fp32", "int8"), CALIBRATION, validation),
     )
     return out
 
@@ -335,14 +328,10 @@ def test_a_precision_that_loses_too_much_is_not_exported(tmp_path: Path) -> None
 
     def export(allow_loss: bool) -> Graph:
         manifest = export_artifact(
-            model,
-            metadata,
+            Network(model, metadata, Origin("", "")),
             "m",
             tmp_path / "m",
-            source="",
-            weights_sha256="",
-            validation=validation,
-            precisions=Precisions(("int8",), grey, allow_loss=allow_loss, keep_layers=1),
+            ExportPlan(("int8",), grey, validation, allow_loss=allow_loss, keep_layers=1),
         )
         graph = manifest.graph("classify", "int8")
         assert graph is not None
@@ -368,7 +357,7 @@ def test_precisions_that_cannot_be() -> None:
         with pytest.raises(PrecisionError, match=f"^--precision {name} needs --calibration: "):
             PrecisionRequest(("fp16", name))
     assert PrecisionRequest(("int8",), "photographs").num_calibration == 512
-    assert Precisions(("fp16", "fp32", "fp16")).all == ("fp32", "fp16")
+    assert ExportPlan(("fp16", "fp32", "fp16")).all_precisions == ("fp32", "fp16")
 
 
 # --- what is at its place already ----------------------------------------------------------------------
@@ -378,7 +367,7 @@ def test_a_folder_of_other_things_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     model = build("resnet20").eval()
     with pytest.raises(ExportError, match=r"holds thesis\.txt, which is no part of an artifact"):
-        export_artifact(model, metadata_for(model), "m", tmp_path, source="", weights_sha256="")
+        export_artifact(network_of(model), "m", tmp_path)
 
 
 def test_damaged_artifacts_are_refused(artifact: Path, tmp_path: Path) -> None:

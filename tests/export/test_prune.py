@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from export.network import Network, Origin
 from export.pipeline import export_artifact
 from export.prune import PruneError, describe_pruned, hidden_widths, kept_channels, prune
 from export.verify import synthetic_images
@@ -207,7 +208,7 @@ def test_it_exports_and_its_sums_add_up(tmp_path: Path) -> None:
     """The gates hold the logits, and F + s of every block, against the network itself."""
     model = prune(small("resnext50_32x4d"), 0.5)
     metadata = describe_pruned(model, 0.5, metadata_for(model))
-    manifest = export_artifact(model, metadata, "x", tmp_path / "a", source="random", weights_sha256="0" * 64)
+    manifest = export_artifact(Network(model, metadata, Origin("random", "0" * 64)), "x", tmp_path / "a")
     assert [graph.kind for graph in manifest.graphs] == ["classify", "introspect", "attribute"]
     assert manifest.blocks == describe_blocks(model, 32)
     recipe = manifest.provenance.recipe

@@ -50,7 +50,7 @@ from service.settings import Settings
 from tests.introspection.test_measure import reference_maps, reference_scalars
 from tests.support.images import encode, photograph
 from tests.support.live import live_server
-from tests.support.networks import liven, metadata_for
+from tests.support.networks import liven, network_of
 
 PHOTOGRAPH = encode(photograph(60, 44, seed=7), "PNG")
 RUN = Run("fp32", "onnxruntime", {"inference": 1.0})
@@ -112,7 +112,7 @@ def run(name: str, out: Path) -> Case:
     """Export a row of NETWORKS and introspect PHOTOGRAPH with it, as the server does."""
     row, depths, variant = NETWORKS[name]
     network = liven(build(row, seed=2, depths=depths))
-    export_artifact(network, metadata_for(network), name, out, source="random", weights_sha256="0" * 64)
+    export_artifact(network_of(network), name, out)
     with closing(
         load_model(out, Settings(engine="onnxruntime", device="cpu", threads=1, max_batch_size=1))
     ) as model:

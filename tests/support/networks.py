@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from artifact.manifest import Label, Preprocessing
+from export.network import Network, Origin
 from models.checkpoint import CheckpointMetadata, describe_architecture
 from models.resnet import ResNet
 
@@ -36,3 +37,8 @@ def metadata_for(model: ResNet, size: int = 32) -> CheckpointMetadata:
             resize=size, crop=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
     )
+
+
+def network_of(model: ResNet, size: int = 32) -> Network:
+    """Return a model as `export_artifact` takes it."""
+    return Network(model, metadata_for(model, size), Origin("random weights", "0" * 64))
