@@ -35,8 +35,20 @@ class LayerTaps(NamedTuple):
     taps: BlockTaps | None
 
 
-def contributions(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [N, P], and what stem, biases on the way and head's bias add, [N, 3]: together the target's logit.
+class Attributed(NamedTuple):
+    """What adds up to the target's logit; the graph's outputs have these names.
+
+    Attributes:
+        contributions: maps, [N, P].
+        constants: what stem, biases on the way and the head's bias add, [N, 3].
+    """
+
+    contributions: Tensor
+    constants: Tensor
+
+
+def attribute(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) -> Attributed:
+    """The parts of the target's logit.
 
     Args:
         layers: one forward pass of the fused `model`, its head linear.
@@ -62,7 +74,7 @@ def contributions(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) 
     stem_N = (gradient * layers[0].entered.float()).sum((1, 2, 3))
     head_N = head.bias.index_select(0, target_N)
     constants_N3 = torch.stack([stem_N, biases_N + 0 * head_N, head_N], 1)
-    return torch.cat(maps[::-1], 1), constants_N3
+    return Attributed(torch.cat(maps[::-1], 1), constants_N3)
 
 
 def _back(layer: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from artifact.manifest import TOP_CLASS, WITHOUT_CONTRIBUTIONS, GraphKind, Precision, Preprocessing
-from export.attribution import LayerTaps, contributions
+from export.attribution import Attributed, LayerTaps, attribute
 from export.fuse import fuse_batchnorm
 from export.reductions import Reductions, active_fractions, channel_moments
 from models.blocks import BlockTaps, ResidualBlock
@@ -53,7 +53,7 @@ TRACED_BATCH = 1_000_003
 OUTPUTS: dict[GraphKind, tuple[str, ...]] = {
     "classify": ("logits",),
     "introspect": ("logits", "scalars", "maps"),
-    "attribute": ("logits", "scalars", "maps", "lens", "contributions", "constants"),
+    "attribute": ("logits", "scalars", "maps", "lens", *Attributed._fields),
 }
 
 
@@ -155,11 +155,11 @@ class AttributeGraph(IntrospectGraph):
 
     target: a class, or `manifest.TOP_CLASS` for the most probable one.
     lens [N, M, K]: the logits, had the network stopped at a block, for `manifest.lens_blocks`.
-    contributions [N, P]: maps; summed over a block's positions, its contribution to the target's logit.
-    constants [N, 3]: what else adds to that logit (`manifest.CONSTANTS`).
+    Then the parts of the target's logit (`Attributed`): contributions [N, P], a block's contribution if
+    summed over its positions; constants [N, 3], what else adds to that logit (`manifest.CONSTANTS`).
 
     A graph of its own, because it takes 12 to 41 % longer and keeps every F until the head is known: who did
-    not ask should not pay. Networks WITHOUT_CONTRIBUTIONS lack `target` and the last two outputs.
+    not ask should not pay. Networks WITHOUT_CONTRIBUTIONS lack `target` and the outputs of `Attributed`.
     """
 
     def forward(self, images: Tensor, gates: Tensor, target: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -170,7 +170,7 @@ class AttributeGraph(IntrospectGraph):
         if target is None:
             return outputs
         target_N = torch.where(target < 0, outputs[0].argmax(1), target)
-        return outputs + contributions(self.model, layers, target_N)
+        return outputs + attribute(self.model, layers, target_N)
 
 
 def distinct_tensors(taps: Mapping[str, BlockTaps]) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ def export_graph(
     inputs, outputs = INPUTS[kind], OUTPUTS[kind]
     if kind == "attribute":
         if model.variant in WITHOUT_CONTRIBUTIONS:
-            inputs, outputs = inputs[:-1], outputs[:-2]
+            inputs, outputs = inputs[:-1], outputs[: -len(Attributed._fields)]
         else:
             example += (torch.tensor([TOP_CLASS]),)
     with warnings.catch_warnings():

@@ -58,8 +58,8 @@ SIZES = (
 # Without `quantities`: these, or the second row for a network without shortcuts.
 USUAL = ("share.residual", "ratio", "cosine", "contribution")
 WITHOUT_SHORTCUTS = ("rms.residual", "rms.output", "relu.clip_fraction")
-# If one of these is missing, a note below the table says why.
-TOLD = ("share", "ratio", "cosine", "contribution", "lens")
+# If one of these is missing, or a group that has a column of text, a note below the table says why.
+TOLD = ("share", "ratio", "cosine", "contribution")
 
 
 class Column(NamedTuple):
@@ -222,8 +222,11 @@ def notes(document: Document) -> list[str]:
 
 
 def _what_is_missing(document: Document) -> list[str]:
+    from introspection.quantities import GROUPS
+
     by_reason: dict[str, list[str]] = {}
-    for name in TOLD:
+    of_text = [group.name for group in GROUPS.values() if group.line and not group.reminder]
+    for name in (*TOLD, *of_text):
         if reason := document["null_reasons"].get(name):
             by_reason.setdefault(reason, []).append(name)
     return [f"no {', '.join(names)}: {reason}" for reason, names in by_reason.items()]

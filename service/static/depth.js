@@ -3,7 +3,9 @@
 import { scrolling } from "./bars.js";
 import { changed, html, labelledSelect, nothing, shown } from "./dom.js";
 import { drawDepth, indexAt } from "./depth_chart.js";
-import { SCALARS, SCALAR_GROUPS, format, isComparable, scalarOf, spelled } from "./words.js";
+import { spelled } from "./names.js";
+import { format, scalarOf } from "./numbers.js";
+import { SCALARS, SCALAR_GROUPS, isComparable } from "./quantities.js";
 
 /**
  * @param {HTMLElement} root

@@ -1,7 +1,7 @@
 /** The drawing of the depth chart: axes, stages, band, lines and dots. */
 
 import { svg } from "./dom.js";
-import { format } from "./words.js";
+import { format } from "./numbers.js";
 
 const HEIGHT = 280;
 const LEAST_WIDTH = 160;
@@ -14,7 +14,7 @@ const BOTTOM = 46; // block names and stages
 /**
  * The chart as SVG, in real pixels so that its text keeps its size. Fills `data.places` with the blocks' x.
  * @param {{blocks: object[], series: {values: (number | null)[], before: (number | null)[] | null,
- *   outside: boolean[], slot: number, name: string}[], words: import("./words.js").Words,
+ *   outside: boolean[], slot: number, name: string}[], words: import("./quantities.js").Words,
  *   band: ([number, number, number] | null)[] | null, places: number[]}} data
  * @param {number} available width
  * @param {string | null} selected a block's name

@@ -1,7 +1,7 @@
 /** One block as a drawing: what the shortcut brought and what the branch added, as wide as their shares. */
 
 import { svg } from "./dom.js";
-import { factor, percent, scalarOf } from "./words.js";
+import { factor, percent, scalarOf } from "./numbers.js";
 
 const WIDEST = 26; // of a stream that is all of the sum, in the drawing's units
 

@@ -2,7 +2,7 @@
 
 import { barCell, barTable, blockRow, markSelected, redraw } from "./bars.js";
 import { changed, html, nothing, shown } from "./dom.js";
-import { percent } from "./words.js";
+import { percent } from "./numbers.js";
 
 /**
  * @param {HTMLElement} root

@@ -2,7 +2,12 @@
 
 import { axisOf, barCell, barTable, blockRow, markSelected, redraw, side } from "./bars.js";
 import { changed, html, nothing, shown } from "./dom.js";
-import { DIRECT_AND_LESION, format, logits } from "./words.js";
+import { format, logits } from "./numbers.js";
+
+/** Why a contribution and a lesion of one block differ. */
+const DIRECT_AND_LESION = "They differ because a contribution counts only what a branch itself writes "
+  + "towards the class, with every ReLU left as it was; removing the block also takes away what later blocks "
+  + "made of it, and later blocks react.";
 
 const CHANGE = { digits: 1, percent: true, signed: true };
 

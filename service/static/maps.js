@@ -3,7 +3,7 @@
  * No canvas and no DOM: painting is picture.js.
  */
 
-import { QUANTITIES } from "./words.js";
+import { QUANTITIES } from "./quantities.js";
 
 /**
  * @typedef {object} DecodedMap

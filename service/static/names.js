@@ -25,3 +25,9 @@ export function withNames(answer, names) {
     blocks: answer.blocks.map((block) => ({ ...block, lens: named(block.lens), lesion: named(block.lesion) })),
   };
 }
+
+const ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"];
+
+/** A block as one would say it: `Stage 3, first block`. @param {{stage: number, index: number}} block */
+export const spelled = ({ stage, index }) =>
+  `Stage ${stage}, ${ORDINALS[index] ? `${ORDINALS[index]} block` : `block ${index + 1}`}`;

@@ -3,7 +3,7 @@
 import { html } from "./dom.js";
 import { drawPhotograph, seenOf, shownPart } from "./picture.js";
 import { cellAt, outlines, step } from "./probe.js";
-import { QUANTITIES } from "./words.js";
+import { QUANTITIES } from "./quantities.js";
 
 const MAX_PIXELS = 1100; // of a canvas's longer side: beyond, nothing is gained and dragging gets slow
 

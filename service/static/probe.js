@@ -2,7 +2,8 @@
 
 import { html } from "./dom.js";
 import { cellOfInput, extentOfCell, fieldOfCell } from "./maps.js";
-import { QUANTITIES, format } from "./words.js";
+import { format } from "./numbers.js";
+import { QUANTITIES } from "./quantities.js";
 
 /** The cell of a block at a place of the model's input. @returns {{row: number, column: number}} */
 export function cellAt(block, probe) {

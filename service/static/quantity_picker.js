@@ -3,7 +3,7 @@
 import { html } from "./dom.js";
 import { drawColorBar } from "./picture.js";
 import { styleOf } from "./style.js";
-import { QUANTITIES, meaningOf } from "./words.js";
+import { QUANTITIES, meaningOf } from "./quantities.js";
 
 /** @param {object} actions setQuantity, setScale */
 export function createQuantityPicker(actions) {

@@ -4,7 +4,8 @@ import { COLORMAPS } from "./colormaps.js";
 import { html, labelledSelect } from "./dom.js";
 import { drawColorBar } from "./picture.js";
 import { cellAt, valueAt } from "./probe.js";
-import { QUANTITIES, format } from "./words.js";
+import { format } from "./numbers.js";
+import { QUANTITIES } from "./quantities.js";
 
 const SCALES = [
   ["image", "all blocks"],

@@ -1,6 +1,7 @@
 /** What one block did to one photograph, in plain words. */
 
-import { SCALARS, factor, format, isComparable, logits, percent, scalarOf } from "./words.js";
+import { factor, format, logits, percent, scalarOf } from "./numbers.js";
+import { SCALARS, isComparable } from "./quantities.js";
 
 /**
  * @param {object} block of the answer

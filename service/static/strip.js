@@ -8,7 +8,8 @@ import { changed, html, nothing, shown } from "./dom.js";
 import { drawInput } from "./picture.js";
 import { createQuantityPicker } from "./quantity_picker.js";
 import { DRAWN_FROM, styleOf } from "./style.js";
-import { QUANTITIES, factor, format, scalarOf, SCALARS } from "./words.js";
+import { factor, format, scalarOf } from "./numbers.js";
+import { QUANTITIES, SCALARS } from "./quantities.js";
 
 const PIXELS = 112; // of a thumbnail, each way
 

@@ -7,7 +7,7 @@ import { createReadout } from "./probe.js";
 import { createColorBar, createControls } from "./scale_bar.js";
 import { DRAWN_FROM, styleOf } from "./style.js";
 import { story, unusual } from "./story.js";
-import { spelled } from "./words.js";
+import { spelled } from "./names.js";
 
 /**
  * @param {HTMLElement} root

@@ -2,7 +2,22 @@
 
 import { axisOf, barCell, barTable, blockRow, markSelected, redraw, side } from "./bars.js";
 import { changed, html, nothing, shown } from "./dom.js";
-import { PARTS, QUANTITIES, logits, whySum } from "./words.js";
+import { logits } from "./numbers.js";
+import { QUANTITIES } from "./quantities.js";
+
+/** What the decomposition’s parts are. */
+const PARTS = {
+  head_bias: ["head bias", "the class’s own constant in the last layer, whatever the photograph"],
+  stem: ["stem", "what the stem’s features bring to the logit along the shortcuts"],
+  shortcut_biases: ["shortcut biases", "constants that convolutions and BatchNorms on the way of the shortcuts "
+    + "add, no block’s branch"],
+};
+
+/** Why the logit is a sum. @param {string} variant */
+const whySum = (variant) => (variant === "v2"
+  ? "With the last BatchNorm’s ReLU, and those before projections, left as they are for this photograph, "
+  : "With every ReLU left as it is for this photograph, ")
+  + "the way from each branch to the answer is linear, so the logit splits exactly.";
 
 const MOST_ROWS = 40; // blocks; a longer network is shown by stage, to be opened
 

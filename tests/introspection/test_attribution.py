@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from artifact.manifest import lens_blocks, map_slices
 from engines.engine import EngineName, EngineOptions
 from engines.registry import open_engine
-from export.graph import AttributeGraph, ClassifyGraph, export_graph
+from export.graph import OUTPUTS, AttributeGraph, ClassifyGraph, export_graph
 from export.verify import synthetic_images
 from models.pixels import normalised
 from models.resnet import ResNet, build, describe_blocks
@@ -50,9 +50,8 @@ def gates_for(model: ResNet, seed: int = 0) -> NDArray[np.float32]:
 def graph_outputs(model: ResNet, images: NDArray[np.uint8], gates: NDArray[np.float32]) -> Outputs:
     """Of the fused module in float32."""
     graph = AttributeGraph(model, metadata_for(model, images.shape[1]).preprocessing)
-    names = ("logits", "scalars", "maps", "lens", "contributions", "constants")
     outputs = graph(torch.from_numpy(images), torch.from_numpy(gates), TARGETS)
-    return {name: tensor.numpy() for name, tensor in zip(names, outputs, strict=True)}
+    return {name: tensor.numpy() for name, tensor in zip(OUTPUTS["attribute"], outputs, strict=True)}
 
 
 def oracle(model: ResNet, images: NDArray[np.uint8], gates: NDArray[np.float32]) -> Attribution:

@@ -33,7 +33,7 @@ def test_everything_has_a_default() -> None:
     assert default.target == Target("top1", None)
     assert default.blocks == (0, 1, 2, 3, 4)
     assert default.maps == tuple(MAPS)
-    assert default.groups == tuple(group for group in GROUPS if group != "lesion")
+    assert default.groups == tuple(name for name, group in GROUPS.items() if not group.on_request)
     assert default.complete
     assert default.encoding is None
     assert default.gates_L.tolist() == [1, 1, 1, 1, 1]
@@ -74,7 +74,7 @@ def test_lesions_are_asked_for_either_way() -> None:
     assert options(quantities="contribution", lesion=True).groups == named.groups
     assert options(quantities="lesion", lesion=True).groups == ("lesion",)
     everything = options(lesion=True)
-    assert everything.groups == tuple(GROUPS)
+    assert everything.groups == (*options().groups, "lesion")
     assert everything.complete
 
 

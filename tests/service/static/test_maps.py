@@ -14,6 +14,8 @@ import pytest
 from playwright.sync_api import Page, Route
 
 from artifact.manifest import Block, ReceptiveField
+from introspection.catalogue import words
+from introspection.document import to_json
 from introspection.encoding import decode_map, encode_map
 from introspection.pictures import colormaps
 from introspection.pictures.cells import Paint, cells_of_pixels, overlay
@@ -33,6 +35,8 @@ def page() -> Iterator[Page]:
         path = urlsplit(route.request.url).path
         if path == "/":
             route.fulfill(content_type="text/html", body="<!doctype html><title>blank</title>")
+        elif path == "/quantities.json":
+            route.fulfill(content_type="application/json", body=to_json(words()))
         else:
             kind = mimetypes.guess_type(path)[0]
             route.fulfill(content_type=kind, body=(STATIC / path.lstrip("/")).read_bytes())
@@ -207,9 +211,10 @@ def test_scales(page: Page) -> None:
 
 
 def test_every_quantity_has_its_words(page: Page) -> None:
-    words = page.evaluate(
+    shown = page.evaluate(
         """async () => {
-          const { QUANTITIES, SCALARS, SCALAR_GROUPS, format } = await import("/words.js");
+          const { QUANTITIES, SCALARS, SCALAR_GROUPS } = await import("/quantities.js");
+          const { format } = await import("/numbers.js");
           const offered = SCALAR_GROUPS.flatMap(([, names]) => names);
           const numbers = [
             [0.531, SCALARS["share.residual"]], [-1.3249, SCALARS.contribution], [null, SCALARS.ratio],
@@ -219,16 +224,16 @@ def test_every_quantity_has_its_words(page: Page) -> None:
           return { maps: QUANTITIES, scalars: SCALARS, offered, written };
         }"""
     )
-    assert set(words["maps"]) == set(MAPS)
-    for quantity, each in words["maps"].items():
+    assert set(shown["maps"]) == set(MAPS)
+    for quantity, each in shown["maps"].items():
         assert each["sentence"], quantity
         assert each["not"], quantity
-        assert each["scalar"] in words["scalars"]
+        assert each["scalar"] in shown["scalars"]
         fixed = MAPS[quantity].range
         assert each["range"] == (list(fixed) if fixed else None)
-    assert set(words["scalars"]) == set(words["offered"])
-    assert set(NUMBERS) == set(words["scalars"])
-    assert words["written"] == ["53.1 %", "−1.325", "–", "0.00"]
+    assert set(shown["scalars"]) == set(shown["offered"])
+    assert set(NUMBERS) == set(shown["scalars"])
+    assert shown["written"] == ["53.1 %", "−1.325", "–", "0.00"]
 
 
 def told(page: Page, block: dict[str, Any], variant: str = "v1") -> str:

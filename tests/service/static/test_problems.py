@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from artifact.manifest import read_manifest
 from service.errors import NotReady
+from service.http.problems import problem_of
 from tests.support.browser import (
     PHOTO,
     barriers,
@@ -240,7 +241,7 @@ def test_what_is_not_answered_is_put_back_and_tried_again(browser: Browser, embe
 
 def test_the_page_waits_for_a_server_that_loads(browser: Browser, embedded: Path) -> None:
     """For longer than it asks a busy one; what a loading server says is answered here in its place."""
-    loading = NotReady("The server is not ready: loading its models.")
+    loading = problem_of(NotReady("The server is not ready: loading its models."))
     left = 4
 
     def answer(route: Route) -> None:

@@ -74,7 +74,7 @@ def test_the_front_page(client: TestClient) -> None:
     assert page.content == (STATIC / "index.html").read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/", "/static/app.js", "/static/base.css"])
+@pytest.mark.parametrize("path", ["/", "/static/app.js", "/static/base.css", "/static/quantities.json"])
 def test_a_browser_asks_whether_its_copy_is_still_right(client: TestClient, path: str) -> None:
     first = client.get(path)
     assert first.headers["cache-control"] == "no-cache"
@@ -84,7 +84,7 @@ def test_a_browser_asks_whether_its_copy_is_still_right(client: TestClient, path
     assert client.get(path, headers={"If-None-Match": '"another"'}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/static/app.js"])
+@pytest.mark.parametrize("path", ["/", "/static/app.js", "/static/quantities.json"])
 def test_head(client: TestClient, path: str) -> None:
     head = client.head(path)
     assert head.status_code == 200
