@@ -41,10 +41,13 @@ class Attributed(NamedTuple):
     Attributes:
         contributions: maps, [N, P].
         constants: what stem, biases on the way and the head's bias add, [N, 3].
+        channels: what each channel of each block adds, [N, the sum of C]; those of a block sum to its
+            contribution.
     """
 
     contributions: Tensor
     constants: Tensor
+    channels: Tensor
 
 
 def attribute(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) -> Attributed:
@@ -61,20 +64,23 @@ def attribute(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) -> A
     gradient = weight_NC[:, :, None, None] * torch.ones(1, 1, height, width)
     gradient, biases_N = _back(model.postact, last.output, gradient)
     maps: list[Tensor] = []
+    channels: list[Tensor] = []
     for layer, entered, taps in reversed(layers):
         way = layer
         if taps is not None:
             assert isinstance(layer, ResidualBlock)
             if layer.has_relu:
                 gradient = gradient * active(taps.output)
-            maps.append((gradient * taps.residual.float()).sum(1).flatten(1))
+            parts_NCHW = gradient * taps.residual.float()
+            maps.append(parts_NCHW.sum(1).flatten(1))
+            channels.append(parts_NCHW.sum((2, 3)))
             way = layer.way_of_shortcut()
         gradient, biases = _back(way, entered, gradient)
         biases_N = biases_N + biases
     stem_N = (gradient * layers[0].entered.float()).sum((1, 2, 3))
     head_N = head.bias.index_select(0, target_N)
     constants_N3 = torch.stack([stem_N, biases_N + 0 * head_N, head_N], 1)
-    return Attributed(torch.cat(maps[::-1], 1), constants_N3)
+    return Attributed(torch.cat(maps[::-1], 1), constants_N3, torch.cat(channels[::-1], 1))
 
 
 def _back(layer: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

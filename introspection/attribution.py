@@ -44,6 +44,25 @@ def contribution(found: Readings) -> Members:
     return {"": np.array([contributions_P[part].sum() for part in found.slices])}
 
 
+NUM_TOP_CHANNELS = 5
+
+
+def top_channels(found: Readings) -> Members:
+    """The channels of every block that add most to the target's logit, best first, [L, NUM_TOP_CHANNELS].
+
+    A channel adds the sum of gradient times F over its positions; all channels of a block sum to the block's
+    contribution. NaN where a block has fewer channels.
+    """
+    shape = (len(found.blocks), NUM_TOP_CHANNELS)
+    best = {"channel": np.full(shape, np.nan), "sum": np.full(shape, np.nan)}
+    ends = np.cumsum([block.shape[0] for block in found.blocks])
+    for index, sums_C in enumerate(np.split(found.outputs["channels"], ends[:-1])):
+        chosen = np.argsort(-sums_C, kind="stable")[:NUM_TOP_CHANNELS]
+        best["channel"][index, : len(chosen)] = chosen
+        best["sum"][index, : len(chosen)] = sums_C[chosen]
+    return best
+
+
 def decompose(found: Readings) -> Decomposition:
     """The target's logit as a sum of contributions and constants."""
     blocks = float(contribution(found)[""].sum())

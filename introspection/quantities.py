@@ -564,6 +564,36 @@ _GROUPS = (
         heading="flips to",
         note="without it: how the top class's logit changes when the block's branch is removed",
     ),
+    Group(
+        "top_channels",
+        "Towards the answer",
+        attribution.top_channels,
+        (
+            Member("channel", "", "The channel of the branch, from 0.", kind=int, optional=False),
+            Member(
+                "sum",
+                "Contribution of the channel",
+                "What the channel adds directly to the target's logit.",
+                unit="logits",
+                signed=True,
+                optional=False,
+                of_target=True,
+                drawn=Drawn("Channels, for: {}", 0, "channel {}", "+.3f"),
+            ),
+        ),
+        written="the largest Σ_p gradient × F over the positions of a channel",
+        meaning="the five channels that add most to the target's logit, best first; all channels of a block "
+        "sum to its `contribution`",
+        source="attribute",
+        output="channels",
+        digits=LOGIT_DIGITS,
+        lacking={"highway": NOT_LINEAR, "plain": NOT_DIRECT},
+        on_request=True,
+        ranked=True,
+        line=lambda best: ", ".join(f"{row['channel']}: {row['sum']:+.2f}" for row in best[:3]),
+        heading="top channels",
+        note="top channels: the channels that add most to the logit, and how much each adds",
+    ),
 )
 
 _MAPS = (
