@@ -99,7 +99,7 @@ def test_serve_lists_its_settings_in_groups_with_choices(capsys: pytest.CaptureF
     groups = re.findall(r"^(\w.*):$", text, re.MULTILINE)
     assert groups == [
         *(
-            "Question",
+            "Options",
             "Models",
             "Engines",
             "Address",
