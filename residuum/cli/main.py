@@ -18,6 +18,7 @@ from typing import Protocol
 
 import residuum
 from artifact.errors import ResiduumError
+from residuum.cli.errors import in_words
 from residuum.cli.output import print_error
 from residuum.cli.parser import Parser
 
@@ -110,7 +111,7 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
         print_error(str(error))
         return 2
     except ResiduumError as error:
-        print_error(" ".join(str(error).split()))
+        print_error(in_words(error))
         return 2
 
 

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 
 
 ENGINE_SETTINGS = ("artifacts", "engine", "device", "precision", "threads", "engine_cache")
-QUERY_FLAGS = (
-    "target",
-    "blocks",
-    "quantities",
-    "maps",
-    "scale",
-    "gates",
-    "lesion",
-    "render",
-    "colormap",
-    "alpha",
-)
 
 
 def add_setting_flags(
@@ -104,7 +92,8 @@ def query_options(parser: argparse.ArgumentParser) -> None:
     from introspection.question import IntrospectQuery
 
     group = parser.add_argument_group("what is asked", "as the parameters of POST /introspect")
-    for name in QUERY_FLAGS:
+    # `image_options` has --top-k, which `residuum classify` takes too.
+    for name in (field for field in IntrospectQuery.model_fields if field != "top_k"):
         field = IntrospectQuery.model_fields[name]
         if field.annotation is bool:
             group.add_argument(f"--{name}", action="store_true", default=None, help=field.description)
@@ -120,7 +109,7 @@ def introspect_query(args: argparse.Namespace) -> IntrospectQuery:
     from introspection.question import IntrospectQuery
 
     try:
-        return IntrospectQuery(**given(args, (*QUERY_FLAGS, "top_k")))
+        return IntrospectQuery(**given(args, tuple(IntrospectQuery.model_fields)))
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")

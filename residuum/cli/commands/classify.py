@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from residuum.cli.blocks import print_predictions
-from residuum.cli.errors import CommandError
+from residuum.cli.errors import CommandError, in_words
 from residuum.cli.options import check_top_k, image_options, open_model
 from residuum.cli.output import print_error, print_json, read_file
 
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
                 image = preprocess(read_file(path), model.manifest.preprocessing)
             except (ImageError, CommandError) as error:
                 failed += 1
-                print_error(f"{path}: {error}" if isinstance(error, ImageError) else str(error))
+                where = f"{path}: " if isinstance(error, ImageError) else ""
+                print_error(where + in_words(error))
                 continue
             (future,) = model.classify.submit([{"images": image.pixels}])
             best = top_predictions(future.result().outputs["logits"], model.manifest.labels, args.top_k)

@@ -84,7 +84,7 @@ def look_at(path: Path, model: LoadedModel, question: Question) -> Seen:
     try:
         image = preprocess(read_file(path), model.manifest.preprocessing, keep_original=True)
     except ImageError as error:
-        raise CommandError(f"{path}: {error}") from error
+        raise CommandError(f"{path}: {error.detail}", error.hint) from error
     return run_introspection(model, image, question)
 
 
