@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.batching.sizes import sizes_for
+from service.batching.smoothing import follow_ratio
 from service.batching.types import Runner
-
-SMOOTHING = 0.2  # weight of the newest batch in the pace
 
 
 class Runners:
@@ -54,6 +53,5 @@ class Runners:
         return max(self.ms(self.at_load, size) / 1000, num_rows * self.seconds_an_image())
 
     def note(self, runner: Runner, size: int, seconds: float) -> None:
-        """Follow the pace by its logarithm: a hiccup of fifty times counts twofold, and is forgotten soon."""
-        pace = seconds * 1000 / runner.batch_ms[size]
-        self.pace *= (max(pace, 1e-6) / self.pace) ** SMOOTHING
+        """Follow the pace of a batch that took `seconds`."""
+        self.pace = follow_ratio(self.pace, seconds * 1000 / runner.batch_ms[size])

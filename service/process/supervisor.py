@@ -33,6 +33,7 @@ from service.process.messages import ALIVE_S
 from service.process.server import SHORTEST_END_S, until
 from service.process.worker import Place, work
 from service.runtime.changes import Action
+from service.runtime.monitor import RETRY_S
 from service.runtime.opening import LoadError
 from service.settings import Settings
 
@@ -42,7 +43,7 @@ SPAWN = multiprocessing.get_context("spawn")  # a fork would copy the locks of t
 
 START_S = 120.0  # until a new process sends a message: it imports everything, perhaps on a busy machine
 # Pauses before a worker starts again, by how often it has died soon after its start; the last one repeats.
-PAUSES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+PAUSES_S = (0.0, *RETRY_S[1:])
 LEAST_HANG_S = 5.0  # --hang-timeout is meant for batches, and may be shorter than a busy machine needs
 END_S = 10.0  # until a process that has closed its connection ends by itself
 

@@ -1,7 +1,8 @@
-"""Answers that were given before, by what was asked: SHA-256 of the images, model, version and parameters.
+"""A cache of answers, by the SHA-256 of the images, the model, its version and the parameters.
 
-The whole hash is compared, so two images never share an answer. Requests for an answer that is being made
-wait for it instead of making it again. It knows no HTTP and no images: an answer is any object with a size.
+The whole hash is compared, so two images never share an answer. A request for an answer that is being made
+waits for it instead of making it again. This module knows no HTTP and no images: an answer is any object with
+a size.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from service.telemetry.metrics import Metrics
 
 
 class Answer(Protocol):
-    """Something that can be kept."""
+    """Something that the cache can keep."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -28,18 +29,18 @@ class Answer(Protocol):
 T = TypeVar("T", bound=Answer)
 
 CACHE_HIT = "residuum; hit"  # the value of Cache-Status (RFC 9211)
-ENTRY_BYTES = 512  # what an entry takes beside its answer, about
-INLINE_BYTES = 2**20  # more are hashed on another thread: a megabyte takes the event loop a millisecond
+ENTRY_BYTES = 512  # about what an entry takes beside its answer
+INLINE_BYTES = 2**20  # more are hashed on another thread: hashing a megabyte takes a millisecond
 
 
 def digest(images: Sequence[bytes]) -> bytes:
-    """Of all images, in order; their lengths count, so that no two lists of images are alike."""
+    """Return a hash of all images in order: of their hashes, so that no two lists of images are alike."""
     parts = (sha256(image).digest() for image in images)
     return sha256(b"".join(parts)).digest()
 
 
 class AnswerCache:
-    """The answers used last, `max_bytes` of them; with 0 nothing is kept, and nothing shared."""
+    """The answers that were used last, up to `max_bytes`; with 0, no answer is kept or shared."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
@@ -50,13 +51,13 @@ class AnswerCache:
     async def get(
         self, images: Sequence[bytes], parameters: Hashable, make: Callable[[], Coroutine[Any, Any, T]]
     ) -> tuple[T, bool]:
-        """The answer for these images and parameters, and whether it was there or being made already.
+        """Return the answer for images and parameters, and whether it was kept or being made already.
 
         Args:
-            parameters: all that the answer depends on beside the images, the kind of answer too.
+            parameters: everything that the answer depends on beside the images, its kind included.
 
         Raises:
-            what `make` raises; that is never kept.
+            what `make` raises; an error is never kept.
         """
         if not self._max_bytes:
             return await make(), False
@@ -73,13 +74,13 @@ class AnswerCache:
                 return await self._wait(key, making), False
             try:
                 answer = await self._wait(key, making)
-            except Unavailable:  # refused for the other request's deadline, or for its place in the queue
+            except Unavailable:  # the other request was refused, by its deadline or by the queue
                 continue
             self._metrics.cache(hit=True)
             return answer, True
 
     def clear(self) -> None:
-        """Forget all answers, and do not keep those that are being made: an engine may have been wrong."""
+        """Forget all answers, also those that are being made: an engine may have been wrong."""
         self._kept.clear()
         self._making.clear()
 
@@ -91,7 +92,7 @@ class AnswerCache:
         return answer
 
     async def _wait(self, key: Hashable, making: _Making[T]) -> T:
-        """What it comes to; the last one who leaves cancels it, and then nobody joins it any more."""
+        """Wait for an answer; the last request that leaves cancels it, and later ones make their own."""
         making.num_waiting += 1
         try:
             return await asyncio.shield(making.task)
@@ -105,14 +106,14 @@ class AnswerCache:
 
 @dataclass(eq=False)
 class _Making(Generic[T]):
-    """An answer that is being made, and how many wait for it."""
+    """An answer that is being made, and the number of requests that wait for it."""
 
     task: asyncio.Task[T]
     num_waiting: int = 0
 
 
 def _mark_seen(task: asyncio.Task[Any]) -> None:
-    """An error of which all who waited have left is no news: asyncio would log it."""
+    """Read the error of a task that no request waits for any more: asyncio would log it otherwise."""
     if not task.cancelled():
         task.exception()
 

@@ -1,7 +1,7 @@
-"""Image files -> preprocessed images, on threads of their own: engine and event loop never wait for it.
+"""Image files -> preprocessed images, on threads of their own, so that engines and event loop never wait.
 
-Pillow and numpy release the interpreter's lock while they decode and resize, so threads are enough. How many
-images may wait is not decided here: whoever brings some has been admitted to a graph's queue before.
+Pillow and numpy release the interpreter's lock while they decode and resize, so threads are enough. No
+limit on the images that wait is needed here: each has been admitted to a graph's queue before.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from artifact.manifest import Preprocessing
 from artifact.preprocess import ImageError, Limits, Preprocessed, preprocess
+from service.batching.smoothing import follow
 from service.telemetry.metrics import Metrics
-
-SMOOTHING = 0.2  # weight of the newest measurement in the seconds an image takes
 
 
 class DecodePool:
@@ -30,13 +29,13 @@ class DecodePool:
         self._image_s = 0.01
 
     def seconds_for(self, num_images: int) -> float:
-        """When so many more should be done, after those that are pending."""
+        """Return the seconds until that many more images should be done, after those that are pending."""
         return (self._pending + num_images) * self._image_s / self._num_threads
 
     async def preprocess(
         self, images: Sequence[bytes], spec: Preprocessing, keep_original: bool = False
     ) -> list[Preprocessed]:
-        """Every image, in order.
+        """Preprocess every image, in order.
 
         Raises:
             ImageError: the first image that cannot be used.
@@ -66,7 +65,7 @@ class DecodePool:
             return preprocess(data, spec, self._limits, keep_original)
         finally:
             seconds = time.monotonic() - started
-            self._image_s += SMOOTHING * (seconds - self._image_s)
+            self._image_s = follow(self._image_s, seconds)
             self._metrics.decoded(seconds)
 
 

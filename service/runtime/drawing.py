@@ -1,6 +1,6 @@
-"""Pictures are drawn on threads of their own, as one may take many seconds; few may wait for them.
+"""Threads that draw pictures: one picture may take many seconds, so only a few may wait.
 
-A drawing is a generator of steps. The thread ends it between two steps if nobody waits for it any more.
+A drawing is a generator of steps. The thread ends it between two steps once its request is over.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 
 from introspection.steps import Steps
+from service.batching.smoothing import follow
 from service.errors import Overloaded
-
-SMOOTHING = 0.2  # weight of the newest measurement in the seconds a drawing takes
 
 
 class DrawingPool:
@@ -23,7 +22,7 @@ class DrawingPool:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="draw")
         self._num_threads = num_threads
         self._most = num_threads + capacity
-        self._lock = Lock()  # of the next two: a thread tells when its drawing has ended
+        self._lock = Lock()  # guards the next two, which the threads change
         self._pending = 0  # drawings that wait for a thread or have one
         self._drawing_s = 0.5
 
@@ -41,7 +40,7 @@ class DrawingPool:
             deadline: a time of `time.monotonic()`.
 
         Raises:
-            Overloaded: as many drawings wait as may.
+            Overloaded: `capacity` drawings wait already.
             TimeoutError: the deadline has passed.
         """
         gone = Event()
@@ -63,12 +62,12 @@ class DrawingPool:
         while True:
             if gone.is_set() or time.monotonic() > deadline:
                 steps.close()
-                raise TimeoutError("nobody waits for the drawing any more")
+                raise TimeoutError("the request of the drawing is over")
             try:
                 next(steps)
             except StopIteration as end:
                 with self._lock:
-                    self._drawing_s += SMOOTHING * (time.monotonic() - started - self._drawing_s)
+                    self._drawing_s = follow(self._drawing_s, time.monotonic() - started)
                 drawn: bytes = end.value
                 return drawn
 

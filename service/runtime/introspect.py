@@ -1,4 +1,4 @@
-"""The rows of a question, run through a loaded model."""
+"""The rows that a question needs, run through a loaded model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from introspection.question import Question
 from introspection.seen import Run, Seen
 from service.runtime.model import LoadedModel
 
-# Of lesions that wait at once: enough to keep several instances busy, and not all of a queue that others use.
+# Lesions wait in chunks: large enough to keep several instances busy, and a small part of the queue.
 BATCHES_A_CHUNK = 4
-QUEUE_PART = 4  # at most one in so many of its places
+QUEUE_PART = 4  # a chunk takes at most one in this many places of the queue
 
 
 def lesion_chunks(
     model: LoadedModel, pixels: NDArray[np.uint8], question: Question
 ) -> Iterator[Sequence[Row]]:
-    """The rows of the lesions asked for, so many at a time that full batches form and others get in."""
+    """Yield the rows of the lesions asked for, in chunks that fill batches and leave others room."""
     if not num_lesion_rows(question):
         return
     batcher = model.graphs["introspect"].batcher
@@ -33,7 +33,7 @@ def lesion_chunks(
 
 
 def introspect(model: LoadedModel, image: Preprocessed, question: Question) -> Seen:
-    """All that was asked for about one image, and how its own row ran; without a server.
+    """Answer a question about one image, without a server.
 
     Raises:
         KeyError: the artifact has no introspect graph.

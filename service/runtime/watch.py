@@ -1,8 +1,8 @@
-"""Artifacts that appear or change below a directory, as they are found by watchfiles.
+"""Artifacts that appear or change below a directory, found by watchfiles.
 
-An artifact is reported when its manifest, or a file beside that, has changed and no more change has come for
-a moment. Whether it is whole is not known here: loading it finds out. Names that begin with a dot are left
-alone, so that whoever brings an artifact can write it under such a name, and rename it.
+An artifact is reported when its manifest, or a file beside the manifest, has changed and nothing more has
+changed for a moment. It may be incomplete: loading it finds out. Names that begin with a dot are ignored, so
+that an artifact can be written under such a name and then renamed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ logger = logging.getLogger("residuum")
 
 
 async def changed_artifacts(directory: Path) -> AsyncIterator[Path]:
-    """Directories of artifacts that have appeared or changed, until cancelled; first all that are there.
+    """Yield the directories of artifacts that appear or change, until cancelled.
 
-    Some may have appeared between an earlier look and the first moment that is watched.
+    All that are there come first: some may have appeared after an earlier look and before the watch began.
     """
     root = directory.resolve()
     first = True
@@ -41,6 +41,6 @@ async def changed_artifacts(directory: Path) -> AsyncIterator[Path]:
 
 
 def _names(changes: Iterable[tuple[Change, str]], root: Path) -> set[str]:
-    """Of what lies directly in the root, and has changed somewhere in it."""
+    """Return the names of the root's direct entries in which something has changed."""
     paths = (Path(path) for _, path in changes)
     return {path.relative_to(root).parts[0] for path in paths if path != root}

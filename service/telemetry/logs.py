@@ -1,7 +1,7 @@
-"""How log lines are written: `configure(form)`, as text or as JSON, one object a line, on stderr.
+"""The form of log lines on stderr: `configure(form)` chooses text, or JSON with one object a line.
 
-Lines that are written while a request is answered carry its ids, which request_log.py puts into
-`request_ids`. This module knows no HTTP.
+Lines that are written while a request is answered carry the ids in `request_ids`, which the middleware that
+logs requests sets. This module knows no HTTP.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
-encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
+encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for every line
 NONE: Mapping[str, str] = MappingProxyType({})
 
-# request_id and, where the client sent a trace context or the server traces, trace_id and span_id.
+# request_id; also trace_id and span_id if the client sent a trace context or the server traces.
 request_ids: ContextVar[Mapping[str, str]] = ContextVar("request_ids", default=NONE)
 
 
 def configure(form: Literal["text", "json"]) -> None:
-    """Write the log lines of the whole process in that form."""
+    """Write the log lines of the whole process in one form."""
     formatter = {"text": TextFormatter, "json": JsonFormatter}[form]
     logging.config.dictConfig(
         {
@@ -37,12 +37,12 @@ def configure(form: Literal["text", "json"]) -> None:
         }
     )
     logging.captureWarnings(True)
-    # Not to look up what no format of ours shows; logging's own documentation recommends it.
+    # No form shows these; logging's own documentation recommends switching them off.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message; within a request its id in brackets."""
+    """Time, level and message; within a request, its id in brackets."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -54,7 +54,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; what `extra={"fields": {...}}` brings become members of it."""
+    """One JSON object a line; the items of `extra={"fields": {...}}` become its members."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -73,11 +73,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def rfc3339(seconds: float) -> str:
-    """Seconds since the epoch -> `2026-11-21T10:15:00.123Z`."""
+    """Return seconds since the epoch in the form `2026-11-21T10:15:00.123Z`."""
     whole = int(seconds)
     return f"{_date_and_time(whole)}.{int((seconds - whole) * 1000):03d}Z"
 
 
-@lru_cache(maxsize=1)  # under load many lines are of one second
+@lru_cache(maxsize=1)  # under load, many lines have the same second
 def _date_and_time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]

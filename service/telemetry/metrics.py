@@ -1,8 +1,8 @@
 """Every metric, declared once; docs/observability.md says what each one means.
 
-A server has its own registry, so that several can live in one process. With `--workers` the values are in
-files of PROMETHEUS_MULTIPROC_DIR, which prometheus_client shares between the processes, and whichever worker
-is asked answers the sum of all. This module knows no HTTP and no models: it is told numbers and names.
+A server has its own registry, so that several servers can live in one process. With `--workers`, the values
+are in files of PROMETHEUS_MULTIPROC_DIR, which prometheus_client shares between the processes, and every
+worker answers with the sum of all. This module knows no HTTP and no models: it is told numbers and names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 
-UNMATCHED = "unmatched"  # the route of a request for a path that does not exist
+UNMATCHED = "unmatched"  # the route of a request whose path does not exist
 
 # fmt: off
 SECONDS = (
@@ -52,13 +52,13 @@ class ServerState(StrEnum):
     FAILED = "failed"
 
 
-# These would be a second series beside every counter and histogram, which the files of workers do not have.
+# Created metrics would be a second series beside every counter; the files of workers do not have them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class Duration:
-    """How often something happened, and how long it took altogether."""
+    """How often something happened, and the sum of its durations."""
 
     count: int = 0
     total_s: float = 0.0
@@ -69,12 +69,12 @@ class Duration:
 
 @dataclass(frozen=True)
 class GraphStatistics:
-    """What a graph has done since it was loaded, in this process; counted in entries, but for `batches`."""
+    """What a graph has done since it was loaded, in this process; all but `batches` count entries."""
 
     success: Duration = Duration()  # from queued to done
     fail: Duration = Duration()  # of the batches that failed
     queue: Duration = Duration()
-    infer: Duration = Duration()  # an entry's share is its whole batch's time, as it waits for that
+    infer: Duration = Duration()  # every entry counts the whole time of its batch, for which it waits
     decode: Duration = Duration()
     batches: Mapping[int, Duration] = field(default_factory=dict)  # by the number of entries, without padding
     execution_count: int = 0  # batches that succeeded
@@ -83,9 +83,9 @@ class GraphStatistics:
 
 
 def count_as(number: int) -> None:
-    """Before there are Metrics: count in the files of this worker, and go on where one before it has ended.
+    """Count in the files of worker `number`, continuing those of its predecessor; call it before Metrics().
 
-    So there are as many files as workers, however many die, and counters never fall.
+    There are thus as many files as workers, however often workers die, and counters never fall.
     """
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 
@@ -128,7 +128,7 @@ class Metrics:
         self._golden = counter(
             "residuum_golden_checks_total", "Golden checks while serving", (*GRAPH, "result")
         )
-        self._rebuilt = counter("residuum_engine_rebuilds_total", "Engines built anew while serving", GRAPH)
+        self._rebuilt = counter("residuum_engine_rebuilds_total", "Engines rebuilt while serving", GRAPH)
         self._state = gauge("residuum_state", "Whether the server is in this state", ("state",))
         self._ready = gauge("residuum_ready", "Whether the server is ready")
         self._model_info = gauge("residuum_model_info", "A graph that is loaded, and what runs it", INFO)
@@ -137,19 +137,19 @@ class Metrics:
         self.state(ServerState.LOADING)
 
     def request(self, route: str, model: str, status: int, seconds: float) -> None:
-        """A request was answered; `route`: a template or UNMATCHED; `model`: a loaded one's name or empty."""
+        """Count an answered request: `route` is a template or UNMATCHED, `model` a loaded model or empty."""
         self._request.labels(route, model, status).observe(seconds)
 
     def decoded(self, seconds: float) -> None:
-        """One image was decoded and resized."""
+        """Count an image that was decoded and resized."""
         self._decode.observe(seconds)
 
     def decoding(self, num_images: int) -> None:
-        """So many images are in the decode pool."""
+        """Note the number of images in the decode pool."""
         self._decoding.set(num_images)
 
     def graph(self, model: str, kind: str) -> GraphMeter:
-        """The meter of a graph that is being loaded; a new version's counts begin at zero."""
+        """Return the meter of a graph that is being loaded; a new version's statistics begin at zero."""
         return GraphMeter(
             self._queue.labels(model, kind),
             self._inference.labels(model, kind),
@@ -159,23 +159,23 @@ class Metrics:
         )
 
     def refused(self, code: str) -> None:
-        """A request was refused for load or state, with that problem code."""
+        """Count a request that was refused for load or state, by its problem code."""
         self._refused.labels(code).inc()
 
     def cancelled(self) -> None:
-        """A client left before its answer."""
+        """Count a client that left before its answer."""
         self._cancelled.inc()
 
     def cache(self, hit: bool) -> None:
-        """An image was looked up in the cache."""
+        """Count an image that was looked up in the cache."""
         self._cache.labels("hit" if hit else "miss").inc()
 
     def golden_check(self, model: str, kind: str, passed: bool) -> None:
-        """A graph was checked against its golden answer while serving."""
+        """Count a check of a graph against its golden answer while serving."""
         self._golden.labels(model, kind, "passed" if passed else "failed").inc()
 
     def rebuilt(self, model: str, kind: str) -> None:
-        """A graph's engine was replaced by a new one."""
+        """Count a graph whose engines were replaced by new ones."""
         self._rebuilt.labels(model, kind).inc()
 
     def state(self, state: str) -> None:
@@ -185,7 +185,7 @@ class Metrics:
         self._ready.set(state == ServerState.READY)
 
     def loaded(self, model: str, version: str, kind: str, precision: str, engine: str, device: str) -> None:
-        """A graph serves from now on, in place of the one of its model and kind that did."""
+        """Note a graph that serves from now on, in place of the one of its model and kind."""
         info = (model, version, kind, precision, engine, device)
         with self._lock:
             former = self._loaded.get((model, kind))
@@ -195,7 +195,7 @@ class Metrics:
             self._model_info.labels(*info).set(1)
 
     def unloaded(self, model: str) -> None:
-        """A model is gone: its gauges go, its counters stay, as counters must."""
+        """Remove the gauges of a model that is unloaded; counters stay."""
         with self._lock:
             for key in [key for key in self._loaded if key[0] == model]:
                 self._drop_info(self._loaded.pop(key))
@@ -204,12 +204,12 @@ class Metrics:
 
     def _drop_info(self, info: tuple[str, ...]) -> None:
         if self._shared:
-            self._model_info.labels(*info).set(0)  # nothing can be taken out of the files; see _SumOfWorkers
+            self._model_info.labels(*info).set(0)  # nothing can be removed from the files; see _SumOfWorkers
         else:
             self._model_info.remove(*info)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """The answer to a scrape and its content type; OpenMetrics if the header Accept asks for it."""
+        """Return the answer to a scrape and its content type; the header Accept may ask for OpenMetrics."""
         registry = self._registry
         if self._shared:
             registry = CollectorRegistry()
@@ -220,7 +220,7 @@ class Metrics:
 
 
 class _SumOfWorkers(MultiProcessCollector):
-    """What all workers have counted, without the models that none of them has any more."""
+    """The sum of what all workers counted, without the models that no worker has any more."""
 
     def collect(self) -> Iterable[Metric]:
         for metric in super().collect():  # type: ignore[no-untyped-call]
@@ -252,12 +252,12 @@ class GraphMeter:
 
     @property
     def statistics(self) -> GraphStatistics:
-        """What has been counted until now."""
+        """What was counted until now."""
         with self._lock:
             return replace(self._statistics, batches=dict(self._batches))
 
     def queue_changed(self, num_waiting: int) -> None:
-        """So many entries wait now. A new version's meter moves the same gauge while the old one drains."""
+        """Note how many entries wait; an old version that drains shares the gauge with the new one."""
         with self._lock:
             self._queue_entries.inc(num_waiting - self._num_waiting)
             self._num_waiting = num_waiting
@@ -265,7 +265,7 @@ class GraphMeter:
     def batch_done(
         self, num_entries: int, padded_size: int, queue_s: Sequence[float], inference_s: float
     ) -> None:
-        """A batch ran; `queue_s` has each entry's wait."""
+        """Count a batch that ran; `queue_s` has the wait of each entry."""
         for seconds in queue_s:
             self._queue.observe(seconds)
         self._inference.observe(inference_s)
@@ -285,7 +285,7 @@ class GraphMeter:
             )
 
     def batch_failed(self, num_entries: int, inference_s: float) -> None:
-        """The engine failed on a batch, after so long."""
+        """Count a batch on which the engine failed."""
         self._failed_batches.inc()
         with self._lock:
             before = self._statistics
@@ -293,7 +293,7 @@ class GraphMeter:
             self._statistics = replace(before, fail=fail)
 
     def decoded(self, seconds: float) -> None:
-        """One image was decoded for this graph."""
+        """Count an image that was decoded for this graph."""
         with self._lock:
             before = self._statistics
             self._statistics = replace(before, decode=before.decode.plus(1, seconds))

@@ -1,6 +1,6 @@
-"""How long the stages of a request took; `Server-Timing` (W3C) says it to the client.
+"""How long the stages of a request took, and the header `Server-Timing` (W3C) that tells the client.
 
-A route puts a `Stages` into `request.state.stages`; request_log.py does the rest.
+A route puts a `Stages` into `request.state.stages`, which the middleware that logs requests reads.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Stages:
-    """Made when the last result is there: the stages followed one another, and ended now."""
+    """Durations of the stages, which follow one another. It is made when the last one ends."""
 
     decode_ms: float
     queue_ms: float
     inference_ms: float
-    batch_size: int | None = None  # images in the batch that ran; None: not known
+    batch_size: int | None = None  # images in the batch; None if it is not known
     ended: float = field(default_factory=time.perf_counter)
 
 
 def server_timing(stages: Stages, total_ms: float) -> str:
-    """The value of the header, durations in milliseconds; the total is until the answer begins."""
+    """Return the value of the header, in milliseconds; the total ends when the answer begins."""
     return (
         f"decode;dur={stages.decode_ms:.3f}, queue;dur={stages.queue_ms:.3f}, "
         f"inference;dur={stages.inference_ms:.3f}, total;dur={total_ms:.3f}"

@@ -1,4 +1,4 @@
-"""Whether requests are traced: without `--otlp-endpoint` OpenTelemetry's SDK is not even imported."""
+"""Whether requests are traced. Without `--otlp-endpoint`, OpenTelemetry's SDK is not imported."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 from engines.settings import SettingsError
 
 if TYPE_CHECKING:
-    from service.telemetry.spans import Tracer
+    from service.telemetry.opentelemetry import Tracer
 
 
 INSTALL = "pip install 'residuum[tracing]'"
 
 
 def make_tracer(endpoint: str | None) -> Tracer | None:
-    """What sends traces to that collector; None without one.
+    """Return a tracer that sends spans to the collector at `endpoint`, or None without one.
 
     Raises:
-        SettingsError: that is no address, or the extra `tracing` is not installed.
+        SettingsError: `endpoint` is not an address, or the extra `tracing` is not installed.
     """
     if endpoint is None:
         return None
@@ -28,10 +28,10 @@ def make_tracer(endpoint: str | None) -> Tracer | None:
     except ValueError:
         valid = False
     if not valid:
-        # Without what was given, in which there may be a password.
+        # The message does not repeat what was given, which may contain a password.
         raise SettingsError("--otlp-endpoint: that is not an address, such as http://127.0.0.1:4318")
     try:
-        from service.telemetry.spans import Tracer
+        from service.telemetry.opentelemetry import Tracer
     except ModuleNotFoundError as error:
         raise SettingsError(f"--otlp-endpoint: OpenTelemetry is not installed: {INSTALL}") from error
     return Tracer(endpoint)

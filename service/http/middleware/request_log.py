@@ -22,7 +22,7 @@ from service.telemetry.metrics import UNMATCHED, Metrics
 from service.telemetry.stages import Stages, server_timing
 
 if TYPE_CHECKING:
-    from service.telemetry.spans import RequestSpan, Tracer
+    from service.telemetry.opentelemetry import RequestSpan, Tracer
 
 
 logger = logging.getLogger("residuum.access")

@@ -422,7 +422,7 @@ def test_probes_ask_each_runner(two: TwoRunners) -> None:
     assert [len(two.alone.batches), len(two.at_load.batches)] == [1, 1]
 
 
-# --- an engine that is built anew
+# --- an engine that is rebuilt
 
 
 def test_what_waits_while_paused_is_run_by_the_new_engine(engine: Doubler, batcher: Batcher) -> None:

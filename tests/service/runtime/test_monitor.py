@@ -108,7 +108,7 @@ def code_of(answer: httpx.Response) -> str:
     return str(answer.json()["code"])
 
 
-def test_an_engine_that_answers_wrong_is_found_and_built_anew(
+def test_an_engine_that_answers_wrong_is_found_and_rebuilt(
     artifact: Path, workshop: Workshop, expected: NDArray[Any]
 ) -> None:
     async def check() -> None:
@@ -143,7 +143,7 @@ def test_an_engine_that_answers_wrong_is_found_and_built_anew(
     asyncio.run(check())
 
 
-def test_a_sticky_error_makes_it_unhealthy_until_the_engine_is_built_anew(
+def test_a_sticky_error_makes_it_unhealthy_until_the_engine_is_rebuilt(
     artifact: Path, workshop: Workshop, expected: NDArray[Any]
 ) -> None:
     """The first request that meets it finds it: no check is due for long."""
@@ -162,7 +162,7 @@ def test_a_sticky_error_makes_it_unhealthy_until_the_engine_is_built_anew(
     asyncio.run(check())
 
 
-def test_what_fails_once_is_checked_and_not_built_anew(
+def test_what_fails_once_is_checked_and_not_rebuilt(
     artifact: Path, workshop: Workshop, expected: NDArray[Any]
 ) -> None:
     async def check() -> None:
@@ -247,7 +247,7 @@ def test_a_check_that_passes_does_not_stand_for_a_batch_that_hangs(
     asyncio.run(check())
 
 
-def test_building_anew_is_tried_until_it_works(
+def test_rebuilding_is_tried_until_it_works(
     artifact: Path, workshop: Workshop, expected: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.runtime.monitor.RETRY_S", (0.001,))

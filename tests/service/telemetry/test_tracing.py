@@ -159,7 +159,7 @@ def test_off_it_costs_no_import() -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "service.telemetry.spans", raising=False)
+    monkeypatch.delitem(sys.modules, "service.telemetry.opentelemetry", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with pytest.raises(SettingsError, match=r"pip install 'residuum\[tracing\]'"):

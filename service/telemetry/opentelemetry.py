@@ -1,7 +1,7 @@
-"""Spans of requests, sent to an OpenTelemetry collector over OTLP/HTTP: the only import of OpenTelemetry.
+"""Spans of requests, sent to a collector over OTLP/HTTP: the only module that imports OpenTelemetry.
 
-A thread sends them in batches; while that cannot reach the collector, spans wait in a bounded queue, then are
-lost, and the log says so once a minute. OpenTelemetry's own variables (OTEL_SERVICE_NAME,
+A thread sends spans in batches. While it cannot reach the collector, spans wait in a bounded queue; further
+ones are lost, and the log says so once a minute. OpenTelemetry's own variables (OTEL_SERVICE_NAME,
 OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS, OTEL_BSP_*) work as it documents them.
 """
 
@@ -24,15 +24,15 @@ from service.telemetry.stages import Stages
 
 logger = logging.getLogger("residuum.tracing")
 
-COMPLAIN_EVERY_S = 60
-FLUSH_S = 2.0  # how long the spans that are left may take at the end
+WARN_EVERY_S = 60
+FLUSH_S = 2.0  # how long sending the last spans may take
 
 
 class Tracer:
     """Makes a span of each request and sends it to the collector at `endpoint`, an OTLP/HTTP base address."""
 
     def __init__(self, endpoint: str) -> None:
-        _complain_seldom()
+        _log_rarely()
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "residuum"}))
@@ -45,7 +45,7 @@ class Tracer:
     def start(
         self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], started: float
     ) -> RequestSpan:
-        """A server's span, in the trace that `traceparent` names; `started` is a time of `perf_counter`."""
+        """Start a span, in the trace that `traceparent` names; `started` is a time of `perf_counter`."""
         start_ns = time.time_ns()
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         span = self._tracer.start_span(
@@ -58,7 +58,7 @@ class Tracer:
         return RequestSpan(self._tracer, span, method, started, start_ns)
 
     def close(self) -> None:
-        """Send what is left, within FLUSH_S."""
+        """Send the spans that are left, within FLUSH_S."""
         closing = Thread(target=self._provider.shutdown, name="tracing-flush", daemon=True)
         closing.start()
         closing.join(FLUSH_S)
@@ -68,7 +68,7 @@ class Tracer:
 
 
 class RequestSpan:
-    """The span of one request. Wall-clock time is read once: what follows is counted from that."""
+    """The span of one request. Wall-clock time is read once; later moments are counted from it."""
 
     def __init__(
         self, tracer: OpenTelemetryTracer, span: Span, method: str, started: float, start_ns: int
@@ -85,7 +85,7 @@ class RequestSpan:
     def end(
         self, *, route: str, model: str, status: int, problem: str, stages: Stages | None, ended: float
     ) -> None:
-        """The request is answered; `ended` is a time of `perf_counter`."""
+        """End the span of an answered request; `ended` is a time of `perf_counter`."""
         if self._span.is_recording():
             self._span.update_name(f"{self._method} {route}")
             self._span.set_attributes({"http.route": route, "http.response.status_code": status})
@@ -100,7 +100,7 @@ class RequestSpan:
         self._span.end(self._at(ended))
 
     def _add(self, stages: Stages) -> None:
-        """A child for each stage, from the end of the last one backwards."""
+        """Add a child span for each stage, backwards from the end of the last one."""
         if stages.batch_size is not None:
             self._span.set_attribute("residuum.batch_size", stages.batch_size)
         context = set_span_in_context(self._span)
@@ -119,8 +119,8 @@ class RequestSpan:
         return self._start_ns + round((moment - self._started) * 1e9)
 
 
-class _Seldom(logging.Handler):
-    """Passes what OpenTelemetry complains of to our log, once a minute: it complains of every batch."""
+class _RareWarnings(logging.Handler):
+    """Passes OpenTelemetry's warnings to our log once a minute: there is one for every batch of spans."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -129,12 +129,12 @@ class _Seldom(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         now = time.monotonic()
         if now >= self._quiet_until:
-            self._quiet_until = now + COMPLAIN_EVERY_S
+            self._quiet_until = now + WARN_EVERY_S
             logger.warning("OpenTelemetry: %s (more of this is not logged for a while)", record.getMessage())
 
 
-def _complain_seldom() -> None:
+def _log_rarely() -> None:
     theirs = logging.getLogger("opentelemetry")
     theirs.propagate = False
-    if not any(isinstance(handler, _Seldom) for handler in theirs.handlers):
-        theirs.addHandler(_Seldom())
+    if not any(isinstance(handler, _RareWarnings) for handler in theirs.handlers):
+        theirs.addHandler(_RareWarnings())

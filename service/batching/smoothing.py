@@ -1,0 +1,15 @@
+"""Running estimates: each new measurement moves an estimate part of the way."""
+
+from __future__ import annotations
+
+SMOOTHING = 0.2  # weight of the newest measurement
+
+
+def follow(estimate: float, measured: float) -> float:
+    """Return the estimate after one more measurement."""
+    return estimate + SMOOTHING * (measured - estimate)
+
+
+def follow_ratio(estimate: float, measured: float) -> float:
+    """Follow the logarithm: a measurement fifty times too large counts twofold, and is forgotten soon."""
+    return float(estimate * (max(measured, 1e-6) / estimate) ** SMOOTHING)
