@@ -26,6 +26,17 @@ class ResiduumError(Exception):
         self.members = members
 
 
+class ParameterError(ResiduumError):
+    """A parameter does not exist, or has a value that it cannot have."""
+
+    def __init__(self, parameter: str, detail: str, hint: str = "") -> None:
+        super().__init__(detail, hint, parameter=parameter)
+        self.parameter = parameter
+
+    def __str__(self) -> str:
+        return f"{self.detail} {self.hint}".strip()
+
+
 class Unavailable(ResiduumError):
     """Something cannot be done now; the same attempt may succeed after `retry_after_s` seconds."""
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifact.errors import ParameterError
 from artifact.manifest import Manifest, lens_blocks
 from introspection.document import answer, to_json
 from introspection.encoding import decode_codes
 from introspection.pictures.block import block_picture
 from introspection.pictures.sheet import contact_sheet, sheet_quantities
 from introspection.quantities import GROUPS, why_absent
-from introspection.question import ParameterError, Question
+from introspection.question import Question
 from introspection.seen import Seen
 from introspection.steps import Steps, finish
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from artifact.errors import ResiduumError
+from artifact.errors import ParameterError
 from artifact.manifest import Block, Label, Manifest
 from artifact.postprocess import TopKError, allowed_top_k
 from introspection.encoding import MapEncoding
@@ -26,17 +26,6 @@ GATE_LIMIT = 4.0  # either way: enough to double or invert a branch; far beyond,
 Render = Literal["raw", "overlay"]
 Scale = Literal["image", "stage", "reference"]
 TargetMode = Literal["top1", "index", "label"]
-
-
-class ParameterError(ResiduumError):
-    """A parameter's value does not fit this artifact; `hint` says what would."""
-
-    def __init__(self, parameter: str, detail: str, hint: str = "") -> None:
-        super().__init__(detail, hint, parameter=parameter)
-        self.parameter = parameter
-
-    def __str__(self) -> str:
-        return f"{self.detail} {self.hint}".strip()
 
 
 def _and(names: Iterable[str]) -> str:

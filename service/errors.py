@@ -13,7 +13,7 @@
     ├── LoadRefused                a model cannot be loaded or unloaded; what was served is served on
     ├── TooManyBytes               the rest of the body is not read
     ├── UnsupportedMediaType
-    ├── InvalidParameter           a query parameter that does not exist, or a value that it cannot have
+    ├── ParameterError             a parameter that does not exist, or a value that it cannot have
     ├── InvalidPart
     ├── TooManyImages
     ├── HeadTooLarge
@@ -23,7 +23,7 @@
         ├── Overloaded
         └── DeadlineExceeded
 
-Errors of the packages below reach a request too: `ImageError`, `ParameterError`, and those of the batcher.
+Errors of the packages below reach a request too: `ImageError`, and those of the batcher.
 `http/problems.py` has the table of what each becomes over HTTP; this module knows nothing of HTTP's statuses,
 models and batches.
 """
@@ -67,11 +67,6 @@ class TooManyBytes(ResiduumError): ...
 
 
 class UnsupportedMediaType(ResiduumError): ...
-
-
-class InvalidParameter(ResiduumError):
-    def __init__(self, parameter: str, detail: str, hint: str = "") -> None:
-        super().__init__(detail, hint, parameter=parameter)
 
 
 class InvalidPart(ResiduumError): ...

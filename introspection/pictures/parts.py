@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from artifact.errors import ParameterError
 from artifact.manifest import Block, Manifest
 from artifact.preprocess import Preprocessed
 from introspection.measure import Values
 from introspection.pictures.cells import color_bar
 from introspection.pictures.lettering import text_width, write
 from introspection.quantities import MAPS, NUMBERS, why_absent
-from introspection.question import ParameterError, Question
+from introspection.question import Question
 from introspection.scales import Bounds
 
 MARGIN = 32

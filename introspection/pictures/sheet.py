@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from artifact.errors import ParameterError
 from artifact.manifest import Manifest
 from artifact.preprocess import Preprocessed
 from introspection.document import predictions_with_target
@@ -36,7 +37,7 @@ from introspection.pictures.parts import (
     title_of,
 )
 from introspection.quantities import MAPS, OUTPUTS, why_absent
-from introspection.question import ParameterError, Question
+from introspection.question import Question
 from introspection.scales import Bounds, Scales, scales_of
 from introspection.seen import Seen
 from introspection.steps import Steps

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from artifact.errors import ResiduumError
-from service.errors import InvalidParameter, NotFound
+from artifact.errors import ParameterError, ResiduumError
+from service.errors import NotFound
 from service.http.problems import TABLE, Problem, problem_of
 from service.http.schemas import ProblemDocument
 
@@ -62,7 +62,7 @@ async def _on_invalid_query(request: Request, error: Exception) -> Response:
     else:
         message = str(first["msg"])
         detail, hint = f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}.", ""
-    return await _on_error(request, InvalidParameter(parameter, detail, hint))
+    return await _on_error(request, ParameterError(parameter, detail, hint))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from artifact.errors import ResiduumError, Unavailable
+from artifact.errors import ParameterError, ResiduumError, Unavailable
 from artifact.image_bytes import ImageError, ImageTooLong
-from introspection.question import ParameterError
 from service import errors
 from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull
 
@@ -59,7 +58,6 @@ TABLE: dict[type[ResiduumError], Row] = {
     ImageTooLong: Row(413, OWN, "Too many bytes", headers=CLOSE),
     errors.UnsupportedMediaType: Row(415, "unsupported_media_type", "Unsupported media type"),
     ImageError: Row(422, OWN, "Bad image", oip_status=400),  # in that protocol a bad request is a 400
-    errors.InvalidParameter: Row(422, "invalid_parameter", "Invalid parameter"),
     ParameterError: Row(422, "invalid_parameter", "Invalid parameter"),
     errors.InvalidPart: Row(422, "invalid_part", "Invalid part"),
     errors.TooManyImages: Row(422, "too_many_images", "Too many images"),
@@ -84,7 +82,7 @@ IMAGE_PROBLEMS: tuple[type[ResiduumError], ...] = (
     errors.TooManyBytes,
     errors.UnsupportedMediaType,
     ImageError,
-    errors.InvalidParameter,
+    ParameterError,
     errors.InvalidPart,
     errors.TooManyImages,
     errors.Unauthorized,

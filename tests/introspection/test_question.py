@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from artifact.errors import ParameterError
 from artifact.manifest import Label
 from introspection.quantities import GROUPS, MAPS
-from introspection.question import IntrospectQuery, ParameterError, Question, Target, parse_target, resolve
+from introspection.question import IntrospectQuery, Question, Target, parse_target, resolve
 from tests.support.measured import made_manifest, made_reference
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (16, 4, 4), (32, 2, 2)]

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifact.errors import ParameterError
 from artifact.manifest import Manifest, Variant
 from artifact.preprocess import preprocess
 from export.pipeline import export_artifact
@@ -37,7 +38,7 @@ from introspection.quantities import (
     lacking,
     why_absent,
 )
-from introspection.question import IntrospectQuery, ParameterError, resolve
+from introspection.question import IntrospectQuery, resolve
 from introspection.schemas import Introspection
 from introspection.seen import Run, Seen
 from introspection.steps import finish

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from artifact.errors import ParameterError
 from artifact.postprocess import TopKError, allowed_top_k, top_predictions
-from service.errors import InvalidParameter
 from service.http.body import read_images
 from service.http.policy import Policy, follows
 from service.http.problems import IMAGE_PROBLEMS, problem_responses
@@ -94,7 +94,7 @@ def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
         return allowed_top_k(query.top_k, model.manifest, default=default)
     except TopKError as error:
         allowed = f"allowed: 1 to {model.manifest.num_classes}"
-        raise InvalidParameter("top_k", f"top_k={query.top_k}: {error}; {allowed}.") from error
+        raise ParameterError("top_k", f"top_k={query.top_k}: {error}; {allowed}.") from error
 
 
 async def _classify(

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
+from artifact.errors import ParameterError
 from artifact.manifest import Manifest
 from artifact.preprocess import Row
 from introspection.forms import FORMS, Form
@@ -21,7 +22,7 @@ from introspection.schemas import Introspection
 from introspection.seen import Run, Seen
 from introspection.steps import Steps, finish
 from service import errors
-from service.errors import DeadlineExceeded, InvalidParameter
+from service.errors import DeadlineExceeded
 from service.http.body import read_image
 from service.http.negotiation import negotiate
 from service.http.policy import Policy, follows
@@ -175,7 +176,7 @@ def measured(
     """`measure`; if activations are not finite because of gates, that is the client's mistake.
 
     Raises:
-        InvalidParameter: activations are not finite, and gates were given.
+        ParameterError: activations are not finite, and gates were given.
         NotFiniteError: they are not, without gates.
     """
     try:
@@ -183,6 +184,6 @@ def measured(
     except NotFiniteError as error:
         if np.all(question.gates_L == 1):
             raise
-        raise InvalidParameter(
+        raise ParameterError(
             "gates", "gates: with these, activations leave the range of numbers.", "Choose smaller ones."
         ) from error

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifact.errors import ParameterError
 from artifact.manifest import Label, Manifest
 from introspection import scales
 from introspection.forms import BY_SUFFIX
@@ -22,7 +23,7 @@ from introspection.pictures.comparison import Subject, compared_maps, comparison
 from introspection.pictures.parts import ACCENT, blank, decomposition_text, number_of
 from introspection.pictures.sheet import WIDTH, contact_sheet, packed
 from introspection.quantities import MAPS, NUMBERS, ColormapName
-from introspection.question import IntrospectQuery, ParameterError, resolve
+from introspection.question import IntrospectQuery, resolve
 from introspection.scales import map_range
 from introspection.steps import Steps, finish
 from tests.support.measured import Measured, made_manifest, made_reference, measured, random_blocks, seen

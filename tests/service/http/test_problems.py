@@ -12,9 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from artifact.errors import ResiduumError
+from artifact.errors import ParameterError, ResiduumError
 from artifact.image_bytes import ImageError, ImageTooLong
-from introspection.question import ParameterError
 from service import errors
 from service.batching import types
 from service.http.error_handlers import add_error_handlers
@@ -94,7 +93,7 @@ def test_a_derived_error_has_its_bases_row() -> None:
 
 
 def test_a_document() -> None:
-    problem = problem_of(errors.InvalidParameter("top_k", "Too high.", "Lower it."))
+    problem = problem_of(ParameterError("top_k", "Too high.", "Lower it."))
     response = problem.response("/classify")
     assert response.status_code == 422
     assert response.media_type == "application/problem+json"

@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifact.errors import ParameterError
 from artifact.manifest import Manifest, read_manifest
 from artifact.preprocess import Row
 from introspection import forms
@@ -31,7 +32,7 @@ from introspection.readings import NotFiniteError
 from introspection.schemas import Introspection
 from introspection.steps import Steps
 from service.batching.types import Run, Runner
-from service.errors import InvalidParameter, NotAcceptable
+from service.errors import NotAcceptable
 from service.http.negotiation import negotiate
 from service.http.routes.introspect import measured
 from service.http.schemas import IntrospectParameters
@@ -490,7 +491,7 @@ def test_nothing_that_is_accepted_is_offered(accept: str) -> None:
 def test_gates_that_blow_up_are_the_clients_mistake() -> None:
     case = random_blocks([(8, 4, 4)])
     outputs = case.outputs | {"logits": case.logits_K * np.inf}
-    with pytest.raises(InvalidParameter, match="range of numbers"):
+    with pytest.raises(ParameterError, match="range of numbers"):
         measured(case.manifest, resolve(IntrospectQuery(gates="4"), case.manifest), outputs)
     with pytest.raises(NotFiniteError):
         measured(case.manifest, resolve(IntrospectQuery(), case.manifest), outputs)
