@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from engines.engine import batch_sizes
 from service.batching.batcher import Batcher
 from service.batching.scheduler import Scheduler
-from service.batching.types import BatchFailed, Closed, DeadlineMissed, Paused, QueueFull, Result, Runner
+from service.batching.types import (
+    BatchFailed,
+    Closed,
+    DeadlineMissed,
+    Paused,
+    QueueFull,
+    Result,
+    Runner,
+    State,
+)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -537,3 +546,36 @@ def test_an_observer_that_fails_loses_no_answer_and_no_slot(
     assert [value_of(batcher.submit([row(value)])[0]) for value in (1, 2)] == [2, 4]
     batcher.close()
     assert "disk full" in caplog.text
+
+
+# --- the states of a batcher
+
+
+def test_states_from_serving_to_closed(engine: Doubler) -> None:
+    batcher = make(engine)
+    seen = [batcher.state]
+    for step in (batcher.pause, lambda: batcher.resume([Runner(engine.run, {1: 1.0})]), batcher.close):
+        step()
+        seen.append(batcher.state)
+    assert seen == [State.SERVING, State.PAUSED, State.SERVING, State.CLOSED]
+    batcher.pause()
+    with pytest.raises(Closed):
+        batcher.resume([Runner(engine.run, {1: 1.0})])
+    assert batcher.state is State.CLOSED
+
+
+def test_an_engine_that_breaks_while_closing_ends_the_wait_for_what_waits(engine: Doubler) -> None:
+    batcher = make(engine)
+    held = hold(engine, batcher)
+    [waiting] = batcher.submit([row(1)])
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    while batcher.state is not State.CLOSING:
+        pass
+    batcher.pause()
+    assert batcher.state is State.CLOSED
+    engine.go_on.set()
+    closer.join(60)
+    assert value_of(held) == 200
+    with pytest.raises(Closed):
+        waiting.result(timeout=60)
