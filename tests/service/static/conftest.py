@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page
 
-from tests.support.browser import PHOTO, Visit, choose, chromium, first_visit
+from tests.support.browser import PHOTO, Visit, choose, chromium, profile, settled, visit_in
 from tests.support.live import LiveServer, live_server
 
 
@@ -24,9 +24,16 @@ def server(embedded: Path) -> Iterator[LiveServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with profile(browser) as made:
+        yield made
+
+
 @pytest.fixture
-def visited(browser: Browser, server: LiveServer) -> Iterator[Visit]:
-    with first_visit(browser, server.url) as visit:
+def visited(context: BrowserContext, server: LiveServer) -> Iterator[Visit]:
+    with visit_in(context, server.url) as visit:
+        settled(visit.page)
         yield visit
 
 

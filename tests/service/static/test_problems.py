@@ -12,7 +12,7 @@ from shutil import copytree
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from artifact.manifest import read_manifest
 from service.errors import NotReady
@@ -29,6 +29,7 @@ from tests.support.browser import (
     settled,
     shown,
     visit,
+    visit_in,
 )
 from tests.support.images import encode
 from tests.support.live import LiveServer, live_server
@@ -52,9 +53,9 @@ def give_key(page: Page, key: str) -> None:
 
 
 @pytest.fixture
-def page(browser: Browser, server: LiveServer) -> Iterator[Page]:
+def page(context: BrowserContext, server: LiveServer) -> Iterator[Page]:
     """Where the key has been given."""
-    with visit(browser, server.url, refusals={"401", "413", "422"}) as visited:
+    with visit_in(context, server.url, refusals={"401", "413", "422"}) as visited:
         give_key(visited.page, KEY)
         settled(visited.page)
         yield visited.page
