@@ -1,7 +1,7 @@
-"""A checkpoint: weights and what must be known of them, in one safetensors file.
+"""A checkpoint: weights and their metadata, in one safetensors file.
 
-The metadata is JSON in the file's header, so a checkpoint describes itself and loads without
-executing anything. It holds no optimizer state: resuming is the training loop's own affair.
+The metadata is JSON in the file's header, so a checkpoint describes itself, and loading it executes no code.
+It holds no optimizer state: a run resumes from a file of its own (`models.training.state`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CheckpointError(ResiduumError):
 
 
 class CheckpointMetadata(Record):
-    """Travels in the file's header; `architecture` holds the fields of `zoo.Architecture`."""
+    """The metadata in the file's header; `architecture` holds the fields of `zoo.Architecture`."""
 
     architecture: dict[str, object]
     labels: tuple[Label, ...]
@@ -39,7 +39,7 @@ class CheckpointMetadata(Record):
 
 
 def save_checkpoint(path: Path, model: ResNet, metadata: CheckpointMetadata) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+    """Write a checkpoint atomically: a reader sees the old file or the new one."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={METADATA_KEY: metadata.model_dump_json()})
@@ -47,6 +47,7 @@ def save_checkpoint(path: Path, model: ResNet, metadata: CheckpointMetadata) -> 
 
 
 def describe_architecture(model: ResNet) -> dict[str, object]:
+    """Return the fields of the network's architecture."""
     return asdict(model.spec)
 
 
@@ -60,7 +61,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path) -> tuple[ResNet, CheckpointMetadata]:
-    """The network in evaluation mode, and its metadata.
+    """Return the network in evaluation mode, and its metadata.
 
     Raises:
         CheckpointError: no such file, not safetensors, no metadata of ours, or tensors that do not fit.
@@ -85,5 +86,5 @@ def load_checkpoint(path: Path) -> tuple[ResNet, CheckpointMetadata]:
 
 
 def _as_tuple(value: object) -> object:
-    """Lists as JSON has them, nested ones too, as the tuples that they were."""
+    """Return JSON's lists, also nested ones, as tuples; other values as they are."""
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -22,5 +22,5 @@ CIFAR_CLASSES = {10: CIFAR10.split(), 100: CIFAR100.split()}
 
 
 def cifar_labels(num_classes: int) -> tuple[Label, ...]:
-    """Of CIFAR-10 or CIFAR-100, by their number, in the order of the data sets' files."""
+    """Return the classes of CIFAR-10 or CIFAR-100 in the order of the data set's files."""
     return tuple(Label(label=name.replace("_", " ")) for name in CIFAR_CLASSES[num_classes])

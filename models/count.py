@@ -1,4 +1,4 @@
-"""What an architecture costs: parameters and multiply-accumulates, counted on the network itself."""
+"""Parameters and multiply-accumulates of an architecture, counted on the network itself."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from models.zoo import Architecture
 
 
 class Cost(NamedTuple):
-    """Of one image of the row's `input_size`; convolutions and the head, as the papers count them."""
+    """The cost of one image of the row's `input_size`; convolutions and the head count, as in the papers."""
 
     num_parameters: int
     num_macs: int
 
 
 def count(spec: Architecture) -> Cost:
-    """Shapes only: no weight is made and nothing is computed."""
+    """Return the cost of an architecture; only shapes are computed, no weights and no activations."""
     with torch.device("meta"), torch.inference_mode():
         model = ResNet(spec).eval()
         x_NCHW = torch.empty(1, 3, spec.input_size, spec.input_size)
         num_macs, x_NCHW = _run(model.stem, x_NCHW)
-        # A thousand layers are the same few blocks again and again: each is run once.
+        # Deep networks repeat the same few blocks: each kind is run once.
         known: dict[tuple[str, torch.Size], tuple[int, Tensor]] = {}
         for _, layer in model.named_layers():
             kind = (repr(layer), x_NCHW.shape)
@@ -37,7 +37,7 @@ def count(spec: Architecture) -> Cost:
 
 
 def _run(layers: nn.Module, x_NCHW: Tensor) -> tuple[int, Tensor]:
-    """Multiply-accumulates of the convolutions inside, and the output."""
+    """Return the multiply-accumulates of all convolutions in `layers`, and the output."""
     num_macs = 0
 
     def add(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,10 +1,11 @@
-"""Which architecture has these tensors, under our names.
+"""Recognise the architecture of a state dict under our names.
 
-Tensors do not tell everything. Taken as given: blocks have shortcuts; after a 3x3 stem there is no pooling,
+Tensors do not tell everything. Assumed: blocks have shortcuts; after a 3x3 stem there is no pooling,
 and its stride is 1; the zeros of option A lie half before and half after the old channels (a DenseNet's:
 after); a bottleneck's stride is on its 3x3; projections of v2 take the pre-activation; three convolutions as
-stem mean shortcuts that pool before they project; BatchNorm's epsilon is 1e-5. What the zoo's row adds
-(dropout, input size) is taken from there. `untold` says which of these apply to a network and can be set.
+stem mean shortcuts that pool before they project; BatchNorm's epsilon is 1e-5. What only the zoo's
+row tells (dropout, input size) is taken from the row. `untold` says which assumptions apply and can be
+changed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from models.resnet import ResNet
 from models.zoo import NUM_CONVS, ZOO, Architecture
 
 BLOCK = re.compile(r"stage(\d+)\.(\d+)\.")
-# The weights that `_described` looks at: matrices and convolutions.
+# The weights by which `_described` recognises: matrices and convolutions.
 TELLING = re.compile(
     r"(?:(head)|stem\.conv[13]?|stage\d+\.0\.(?:branch\.conv[1-3]|branch\.se\.reduce|shortcut\.conv))\.weight"
 )
@@ -32,13 +33,13 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def identify(ours: Mapping[str, Tensor], *, pooled: bool | None = None) -> Architecture:
-    """The architecture behind renamed tensors: the zoo's row where there is one.
+    """Return the architecture of renamed tensors: a row of the zoo if one fits.
 
     Args:
-        pooled: whether an average pool comes before a projection; None: with a deep stem.
+        pooled: whether an average pool comes before a projection; None: assume it for a deep stem.
 
     Raises:
-        WeightsError: no stem, stages or head among them.
+        WeightsError: there is no stem, stage or head among them.
     """
     shapes = shapes_of(ours)
     stem = "stem.conv3.weight" if "stem.conv1.weight" in shapes else "stem.conv.weight"
@@ -116,7 +117,7 @@ def _depth(shapes: Shapes, stage: int) -> int:
 
 
 def _block_of(shapes: Shapes, stage: int) -> Shapes:
-    """The tensors of a stage's first block, by their names in it; what it lacks, from the blocks after it."""
+    """Return the tensors of a stage's first block by name, completed from later blocks."""
     block: Shapes = {}
     for name, shape in shapes.items():
         if (found := BLOCK.match(name)) and int(found[1]) == stage:
@@ -134,7 +135,7 @@ def _branch(shapes: Shapes) -> str:
 
 
 def _width(block: Shapes, branch: str) -> int:
-    """Of a stage; 1 where its tensors are missing."""
+    """Return the width of a stage; 1 if its tensors are missing."""
     channels = block.get(f"branch.conv{NUM_CONVS[branch]}.weight", (1,))[0]
     return max(1, channels // 4) if branch == "bottleneck" else channels
 
@@ -158,7 +159,7 @@ def _shortcut(shapes: Shapes, branch: str, pooled: bool) -> str:
 
 
 def _squeeze(stages: list[Shapes]) -> tuple[int | None, int]:
-    """Reduction and rounding of squeeze-and-excitation, such that every stage has its hidden channels."""
+    """Return SE's reduction and rounding that explain the hidden channels of every stage."""
     pairs = [block["branch.se.reduce.weight"][:2] for block in stages if "branch.se.reduce.weight" in block]
     if not pairs:
         return None, 1
@@ -171,7 +172,7 @@ def _squeeze(stages: list[Shapes]) -> tuple[int | None, int]:
 
 
 def _told(spec: Architecture) -> tuple[object, ...]:
-    """What tensors tell of an architecture, however its row says it."""
+    """Return what tensors tell of an architecture, in one form for all ways to write a row."""
     widths = [min(spec.width * 2**number, spec.max_width or 2**62) for number in range(len(spec.depths))]
     expansion = 4 if spec.branch == "bottleneck" else 1
     squeezed = spec.se_reduction and [
@@ -184,7 +185,7 @@ def _told(spec: Architecture) -> tuple[object, ...]:
 
 
 def _name(spec: Architecture) -> str:
-    """What such a network would be called."""
+    """Return the usual name of such a network."""
     convs = NUM_CONVS[spec.branch] * sum(spec.depths)
     if spec.variant == "v2" and spec.branch == "basic" and spec.stem_width:
         return f"wrn{4 + convs}_{spec.width // spec.stem_width}"
@@ -203,7 +204,7 @@ def _name(spec: Architecture) -> str:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
-    """By name, without BatchNorm's counters: only a momentum of None needs them, older files lack them."""
+    """Return shapes by name, without BatchNorm's counters, which older files lack."""
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith(COUNTER)}
 
 
@@ -215,7 +216,7 @@ def _shapes_of_row(name: str) -> frozenset[tuple[str, tuple[int, ...]]]:
 
 
 def nearest(ours: Mapping[str, Tensor]) -> str:
-    """The row of the zoo that shares the most tensors, in words; the classifier does not count."""
+    """Name the row of the zoo that shares the most tensors; the classifier does not count."""
     found = {pair for pair in shapes_of(ours).items() if not pair[0].startswith("head.")}
     num_blocks = len({place[0] for name in ours if (place := BLOCK.match(name))})
 
@@ -223,7 +224,7 @@ def nearest(ours: Mapping[str, Tensor]) -> str:
         row = _shapes_of_row(name)
         return len(found & row) / max(1, len(found | row))
 
-    # A thousand layers take a moment to build.
+    # Building a thousand layers takes a moment: rows of another depth are left out.
     rows = [name for name, row in ZOO.items() if num_blocks / 2 <= sum(row.depths) <= 2 * num_blocks]
     best = max(rows or ZOO, key=likeness)
     row = _shapes_of_row(best)

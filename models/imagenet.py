@@ -17,7 +17,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @cache
 def imagenet_labels() -> tuple[Label, ...]:
-    """Class index -> name and WordNet id; every name is there once."""
+    """Return name and WordNet id by class index; names are unique."""
     text = (files("models") / "imagenet1k.tsv").read_text(encoding="utf-8")
     rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return tuple(Label(label=name, wnid=wnid) for wnid, name in rows)

@@ -1,11 +1,12 @@
 """Other projects' parameter names, in both directions, by the table of `models.styles`.
 
-A style is recognised by the names that it takes, then by shapes. Shapes are needed because some projects
-name pre-activation networks (v2) as others name v1: `layer1.0.bn1` comes after `conv1` in v1 and before it in
-v2, and `bn1` belongs to the stem in v1 and comes after the last stage in v2. As `layer2.0.conv1` changes the
-number of channels, a BatchNorm fits on one side of it only; a final BatchNorm has the classifier's number.
+A style is recognised by the names that it has rows for, then by shapes. Shapes are needed because some
+projects name pre-activation networks (v2) as others name v1: `layer1.0.bn1` comes after `conv1` in v1 and
+before it in v2, and `bn1` belongs to the stem in v1 and comes after the last stage in v2. As `layer2.0.conv1`
+changes the number of channels, a BatchNorm fits on one side of it only; a final BatchNorm has the
+classifier's number.
 
-What names and shapes do not tell is written in `models.identify`.
+`models.identify` lists what names and shapes do not tell.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ class WeightsError(ResiduumError):
 # --- a template as a pattern ------------------------------------------------------------------------------
 
 PLACEHOLDER = re.compile(r"\{([a-z]+)(\d)\}")
-Place = dict[str, int]  # how many stages, blocks and convolutions come before, by the placeholder's name
+Place = dict[str, int]  # indices from 0 of stage, block and convolution, by the placeholder's name
 
 
 @cache
 def _pattern(template: str) -> tuple[re.Pattern[str], Place]:
-    """What reads the template, and the number that each of its counts starts from."""
+    """Return the template as a pattern, and the number from which each placeholder counts."""
     bases: Place = {}
     pattern = ""
     for index, part in enumerate(PLACEHOLDER.split(template)):
@@ -49,7 +50,7 @@ def _pattern(template: str) -> tuple[re.Pattern[str], Place]:
 
 
 def read(template: str, name: str) -> Place | None:
-    """The place that `name` means; None where the template does not fit."""
+    """Return the place that `name` stands for; None if the template does not fit."""
     pattern, bases = _pattern(template)
     found = pattern.fullmatch(name)
     if found is None:
@@ -59,11 +60,12 @@ def read(template: str, name: str) -> Place | None:
 
 
 def write(template: str, place: Place) -> str:
-    """The name of that place."""
+    """Return the name of a place."""
     return PLACEHOLDER.sub(lambda found: str(place[found[1]] + int(found[2])), template)
 
 
 def unwrapped(name: str) -> str:
+    """Return the name without the prefixes of wrappers such as DataParallel."""
     while (bare := WRAPPER.sub("", name)) != name:
         name = bare
     return name
@@ -71,7 +73,7 @@ def unwrapped(name: str) -> str:
 
 @cache
 def _our_module(style: str, module: str) -> str | None:
-    """Our name of their module, which has no wrapper's prefix."""
+    """Return our name of a foreign module; `module` has no wrapper's prefix."""
     for theirs, ours in STYLES[style]:
         if (place := read(unwrapped(theirs), module)) is not None:
             return write(ours, place)
@@ -79,7 +81,7 @@ def _our_module(style: str, module: str) -> str | None:
 
 
 def foreign_name(name: str, style: str) -> str | None:
-    """Their name of our tensor; None where the style has none."""
+    """Return the style's name of our tensor; None if it has none."""
     module, _, leaf = name.rpartition(".")
     for theirs, ours in STYLES[style]:
         if (place := read(ours, module)) is not None:
@@ -88,7 +90,7 @@ def foreign_name(name: str, style: str) -> str | None:
 
 
 def our_names(names: Iterable[str], style: str) -> dict[str, str | None]:
-    """Their names to ours; None where the style has no row."""
+    """Map the style's names to ours; to None if it has no row."""
     ours: dict[str, str | None] = {}
     for name in names:
         module, _, leaf = unwrapped(name).rpartition(".")
@@ -101,7 +103,7 @@ def our_names(names: Iterable[str], style: str) -> dict[str, str | None]:
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
-    """The style that takes the most names, and among those the one whose shapes contradict it least."""
+    """Return the style that knows the most names; of several, the one with the fewest contradictions."""
 
     def misfits(style: str) -> tuple[int, int]:
         names = our_names(state, style)
@@ -112,7 +114,7 @@ def recognise(state: Mapping[str, Tensor]) -> str:
 
 
 def contradictions(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many BatchNorms have another number of channels than the layer beside them."""
+    """Count the BatchNorms whose number of channels differs from that of the adjacent layer."""
     count = 0
     for name, shape in shapes.items():
         module, _, leaf = name.rpartition(".")
@@ -132,13 +134,13 @@ def contradictions(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def to_ours(state: Mapping[str, Tensor], style: str | None = None) -> dict[str, Tensor]:
-    """A foreign state dict under our names; the classifier as a matrix [K, C], what squeezes as convolutions.
+    """Return a foreign state dict under our names; the classifier as a matrix [K, C], SE as convolutions.
 
     Args:
         style: a key of STYLES; None: recognised.
 
     Raises:
-        WeightsError: names that no row takes, or two that mean the same tensor of ours.
+        WeightsError: names without a row, or two names of the same tensor of ours.
     """
     state = {name: tensor for name, tensor in state.items() if name not in BESIDE}
     names = our_names(state, style or recognise(state))
@@ -162,13 +164,13 @@ def to_ours(state: Mapping[str, Tensor], style: str | None = None) -> dict[str, 
 
 
 def to_foreign(model: ResNet, style: str) -> dict[str, Tensor]:
-    """Our network's state dict under another project's names, in the shapes that it uses.
+    """Return our network's state dict under another project's names and in its shapes.
 
     Args:
-        style: a key of STYLES, or a project's name: then its first style that has all of the tensors.
+        style: a key of STYLES, or a project's name: then its first style with names for all tensors.
 
     Raises:
-        WeightsError: no such style, or a tensor that it has no name for.
+        WeightsError: no such style, or a tensor without a name in it.
     """
     family = [known for known in STYLES if known == style or known.startswith(f"{style}-")]
     if not family:

@@ -1,7 +1,7 @@
-"""Weights that others published, as a table: where they are, what they are, what was measured with them.
+"""Published weights as a table: location, architecture, licence, and the accuracy that was published.
 
-`resolve` finds a row by what a person types. The module knows how each source lays out its files and writes
-down its preprocessing; it downloads nothing and loads no tensors.
+`resolve` finds a row by the name that a person types. The module knows how each source lays out its files and
+describes its preprocessing. It downloads nothing and loads no tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESAMPLE: dict[object, Interpolation] = {1: "lanczos", 2: "bilinear", 3: "bicubi
 
 
 class PretrainedError(ResiduumError):
-    """No such weights, or a description of them that we cannot follow; the message says what to do."""
+    """No such weights, or a description that we cannot follow; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Pretrained:
         architecture: a row of `zoo.ZOO`.
         weights: the tag by which its source tells several files for one architecture apart.
         location: torchvision: the file's name; else the repository on the Hugging Face hub.
-        sha256: how the file's begins; None: the hub tells.
-        preprocessing: None: the repository tells.
+        sha256: the beginning of the file's SHA-256; None: the hub's header tells it.
+        preprocessing: None: a file in the repository tells it.
         licence: as SPDX writes it, lower case.
         num_parameters: of the network, exactly.
-        published: accuracy as its source gives it; None where we know of no figure.
+        published: accuracy as the source states it; None: no figure is known.
     """
 
     architecture: str
@@ -55,7 +55,7 @@ class Pretrained:
 
     @property
     def key(self) -> str:
-        """Names the row for good: `torchvision/resnet50:IMAGENET1K_V2`, `timm/resnet50.a1_in1k`."""
+        """The lasting name of the row: `torchvision/resnet50:IMAGENET1K_V2`, `timm/resnet50.a1_in1k`."""
         if self.kind == "torchvision":
             return f"torchvision/{self.architecture}:{self.weights}"
         return self.location
@@ -65,7 +65,7 @@ class Pretrained:
         return "-nc" not in self.licence
 
     def describe(self) -> dict[str, Any]:
-        """For a program to read."""
+        """Return the row as JSON holds it."""
         return asdict(self) | {
             "key": self.key,
             "published": self.published and self.published.model_dump(),
@@ -73,7 +73,7 @@ class Pretrained:
         }
 
     def weight_paths(self) -> tuple[str, ...]:
-        """Below a base URL; the first one that exists is the file."""
+        """Return paths below a base URL; the first one that exists is the file."""
         if self.kind == "torchvision":
             return (f"models/{self.location}",)
         files = ("model.safetensors", "pytorch_model.bin")
@@ -332,8 +332,10 @@ def _rank(row: Pretrained) -> tuple[bool, bool, float]:
 
 
 def resolve(name: str) -> Pretrained:
-    """The row that `resnet50`, `resnet50:v1`, `resnet50:a1_in1k`, `resnet50.a1_in1k`, `timm/resnet50.a1_in1k`
-    or `microsoft/resnet-50` names. Case, `-` and `_` of an architecture do not matter; a tag may lack `_in1k`
+    """Return the row that a name stands for.
+
+    Names: `resnet50`, `resnet50:v1`, `resnet50:a1_in1k`, `resnet50.a1_in1k`, `timm/resnet50.a1_in1k`
+    or `microsoft/resnet-50`. Case, `-` and `_` of an architecture do not matter; a tag may lack `_in1k`
     or `IMAGENET1K_`.
 
     Raises:
@@ -352,7 +354,7 @@ def resolve(name: str) -> Pretrained:
     try:
         spec = architecture(bare)
     except UnknownArchitecture as error:
-        # Of architectures that can be pulled, which not all can.
+        # Suggest only architectures that can be pulled.
         near = difflib.get_close_matches(bare.lower(), NUM_PARAMETERS, n=3)
         raise PretrainedError(f"unknown model {bare!r}{_hint(near)}") from error
     rows = weights_of(spec.name)
@@ -385,10 +387,10 @@ def _hint(near: list[str]) -> str:
 
 
 def read_preprocessing(kind: Kind, config: Mapping[str, Any]) -> Preprocessing:
-    """What the file at `config_path` says.
+    """Return the preprocessing that the file at `config_path` describes.
 
     Raises:
-        PretrainedError: it asks for something that our preprocessing cannot do, or lacks what is needed.
+        PretrainedError: it describes what our preprocessing cannot do, or is incomplete.
     """
     try:
         return _from_timm(config) if kind == "timm" else _from_transformers(config)
@@ -398,7 +400,7 @@ def read_preprocessing(kind: Kind, config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _from_timm(config: Mapping[str, Any]) -> Preprocessing:
-    """As `timm.data.create_transform` does it for the training resolution, which timm takes by default."""
+    """Read it as `timm.data.create_transform` does for the training resolution, which is timm's default."""
     cfg = config["pretrained_cfg"]
     _, height, width = cfg["input_size"]
     if height != width or cfg.get("crop_mode", "center") != "center":
@@ -413,7 +415,7 @@ def _from_timm(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _from_transformers(config: Mapping[str, Any]) -> Preprocessing:
-    """As ConvNextImageProcessor reads it, below 384 pixels; from there on it squeezes instead of cropping."""
+    """Read it as ConvNextImageProcessor does below 384 pixels; larger images it squeezes instead."""
     kind = config.get("image_processor_type") or config["feature_extractor_type"]
     if not str(kind).startswith("ConvNext"):
         raise PretrainedError(f"its processor is {kind}; known is only ConvNextImageProcessor")

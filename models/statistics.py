@@ -1,4 +1,4 @@
-"""BatchNorm statistics, estimated anew on given images."""
+"""Estimation of BatchNorm statistics on given images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace running means and variances by their mean over `batches`, which should be of one size.
+    """Replace running means and variances by their mean over `batches`, which should have the same size.
 
-    The network ends in evaluation mode. Dropout is off, as in serving: torch's `update_bn` would leave it on.
+    Afterwards the network is in evaluation mode. Dropout is off, as in serving, unlike in
+    torch's `update_bn`.
     """
     momenta = {norm: norm.momentum for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)}
     network.eval()

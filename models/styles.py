@@ -1,9 +1,9 @@
-"""Other projects' parameter names as a table: foreign names stop here.
+"""Other projects' parameter names as a table. No other module knows foreign names.
 
-A style is a list of pairs (their module, our module). A placeholder is what is counted and the number that
-the count starts from: `layer{stage1}.{block0}` and `stages.{stage0}.layers.{block0}` are the same place. The
-first row that fits wins, so names further down are read and never written. To add a project, add a style:
-`models.key_map` reads and writes it.
+A style is a list of pairs (foreign module, our module). A placeholder names what is counted and the number
+from which the count starts: `layer{stage1}.{block0}` and `stages.{stage0}.layers.{block0}` are the same
+place. The first row that fits wins, so later names of the same module are read and never written. To add a
+project, add a style: `models.key_map` reads and writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 Row = tuple[str, str]
 Rows = tuple[Row, ...]
 
-# Everybody's classifier. Each style begins with its own.
+# Usual names of the classifier, with which most styles end.
 _HEADS: Rows = (
     ("fc", "head"),
     ("linear", "head"),
@@ -45,7 +45,7 @@ _BRANCH: Rows = (
     ("layer{stage1}.{block0}.conv{conv1}", "stage{stage1}.{block0}.branch.conv{conv1}"),
     ("layer{stage1}.{block0}.bn{conv1}", "stage{stage1}.{block0}.branch.norm{conv1}"),
 )
-# In v2 the n-th BatchNorm comes before the n-th convolution: the first is the block's own, ours are one less.
+# In v2 the n-th BatchNorm comes before the n-th convolution: the first is our `preact`, the next `norm1`.
 _PREACT_BRANCH: Rows = (
     ("layer{stage1}.{block0}.conv{conv1}", "stage{stage1}.{block0}.branch.conv{conv1}"),
     ("layer{stage1}.{block0}.bn1", "stage{stage1}.{block0}.preact.norm"),
@@ -76,7 +76,8 @@ _PYTORCHCV: Rows = (
     ("features.stage{stage1}.unit{block1}.se.conv2", "stage{stage1}.{block0}.branch.se.expand"),
 )
 
-# A name up to its first "-" is a project's; what follows is a kind of network that it names differently.
+# Up to the first "-" a key is a project's name; the rest is a kind of network that the project names
+# differently.
 STYLES: dict[str, Rows] = {
     # Also: akamaster, chenyaofo, kuangliu (v1, SE's BasicBlock), bearpaw (v1).
     "torchvision": (*_STEM, *_BRANCH, *_SE, *_PROJECTION, *_HEADS),
@@ -189,7 +190,7 @@ STYLES: dict[str, Rows] = {
         ("trans{stage0}.conv1", "stage{stage1}.transition.conv"),
         ("bn1", "postact.norm"),
     ),
-    # Ours: what comes back from here, or was trained here.
+    # Our own names: tensors that were trained or written here.
     "residuum": tuple(
         (name, name)
         for name in (
@@ -203,11 +204,11 @@ STYLES: dict[str, Rows] = {
         )
     ),
 }
-# Their projections come after an average pool.
+# Styles whose projections come after an average pool.
 POOLED = frozenset({"timm-d"})
-# Their classifier is a 1x1 convolution.
+# Styles whose classifier is a 1x1 convolution.
 CONVOLUTION_HEADS = frozenset({"timm-v2"})
 
-# What wrappers put before every name, and beside the names.
+# Prefixes and further entries that wrappers add.
 WRAPPER = re.compile(r"^(?:module|_orig_mod|model|net|network|backbone|encoder|resnet|features)\.")
 BESIDE = frozenset({"n_averaged"})  # torch.optim.swa_utils.AveragedModel

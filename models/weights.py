@@ -1,8 +1,8 @@
-"""Weights that others trained.
+"""Weights that other projects trained.
 
-`load_foreign` takes a state dict or a file as torchvision, timm, transformers and the usual CIFAR
-repositories write it, recognises the architecture by the names and shapes of its tensors, and gives a network
-of ours with the same logits. It does not download anything and never runs a pickle's code.
+`load_foreign` reads a state dict or a file from torchvision, timm, transformers or a usual CIFAR repository,
+recognises the architecture by the names and shapes of the tensors, and returns a network of ours with the
+same logits. It downloads nothing, and it never runs the code of a pickle.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from models.zoo import Architecture
 
 __all__ = ["WeightsError", "identify", "load_foreign", "read_state", "to_foreign"]
 
-# What trainers often keep beside the weights; none of these runs code.
+# Types of values that trainers often keep beside the weights; none of them runs code.
 PLAIN_TYPES = [
     *(Namespace, np.dtype, np._core.multiarray.scalar),
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # its name before numpy 2
     *(np.dtypes.Float64DType, np.dtypes.Float32DType),
     *(np.dtypes.Int64DType, np.dtypes.Int32DType, np.dtypes.BoolDType),
 ]
-# Where a checkpoint keeps its state dict, the likeliest first.
+# Keys under which a checkpoint keeps its state dict, the likeliest first.
 NESTED = (
     *("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema"),
     *("model", "net", "network", "weights", "params", "checkpoint"),
 )
-DEEPEST = 8  # dictionaries in dictionaries; a pickle's may even hold itself
+DEEPEST = 8  # nested dictionaries; one in a pickle may even contain itself
 
 
 def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture | None = None) -> ResNet:
-    """A network of ours in evaluation mode with foreign weights.
+    """Return a network of ours, in evaluation mode, with weights of another project.
 
     Args:
-        weights: a state dict, or a file that holds one: safetensors or PyTorch's, which its content tells.
-        spec: the architecture, with any number of classes: the file's classifier tells it. None:
-            recognised by the tensors, with what `models.identify` takes as given.
+        weights: a state dict, or a file with one, safetensors or PyTorch's; the content tells which.
+        spec: the architecture; the number of classes comes from the file. None: the tensors tell, under the
+            assumptions of `models.identify`.
 
     Raises:
         WeightsError: unreadable file, or tensors missing, left over or of another shape; the
@@ -62,7 +62,7 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
     unknown = [name for name, own in names.items() if own is None]
     ours = to_ours({name: state[name] for name, own in names.items() if own is not None}, style)
     try:
-        # Of ours, names tell nothing about pools.
+        # Our own names do not tell whether shortcuts have a pool.
         spec = spec or identify(ours, pooled=None if style == "residuum" else style in POOLED)
     except WeightsError as error:
         hint = f"; unknown tensor names: {listed(unknown)}" if unknown else ""
@@ -70,7 +70,7 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
     head = ours.get("head.weight")
     if head is not None and head.ndim == 2 and len(head) > 0:
         spec = replace(spec, num_classes=len(head))
-    with torch.device("meta"):  # no time lost on an initialisation
+    with torch.device("meta"):  # without the time of an initialisation
         model = ResNet(spec)
     if misfits := _misfits(state, ours, model, style):
         raise WeightsError(f"the tensors do not fit {spec.name}: {'; '.join((*misfits, nearest(ours)))}")
@@ -83,7 +83,7 @@ def load_foreign(weights: Path | str | Mapping[str, Tensor], spec: Architecture 
 
 
 def _misfits(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], model: ResNet, style: str) -> list[str]:
-    """What is missing, unexpected and of another shape, each in a few words."""
+    """Describe the tensors that are missing, unexpected or of another shape."""
     wanted = model.state_dict()
     names = our_names(state, style)
     theirs = {own: name for name, own in names.items()}
@@ -103,7 +103,7 @@ def _misfits(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], model: Res
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, wherever in the checkpoint it lies.
+    """Return the state dict in a file, however deep in the checkpoint it is.
 
     Raises:
         WeightsError: no such file, or one that holds more than tensors and plain values.
@@ -126,7 +126,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> object:
-    """What is in the file. Raises WeightsError."""
+    """Return the content of a file, or raise WeightsError."""
     fault = "not a safetensors file, and not a PyTorch file, or one that would have to run code to be read"
     try:
         if is_safetensors(path):
@@ -138,7 +138,7 @@ def _read(path: Path) -> object:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"cannot read weights from {path}: {error.strerror or error}") from error
-    # A file is hostile input: torch's reader meets damaged ones with KeyError, IndexError, AssertionError...
+    # Files are hostile input; for damaged ones torch's reader raises KeyError, IndexError, AssertionError...
     except Exception as error:
         raise WeightsError(f"cannot read weights from {path}: {fault}{_reason(error)}") from error
 
@@ -151,7 +151,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The reader's first sentence in brackets, without torch's advice to run the code; may be empty."""
+    """Return the reader's first sentence in brackets, without torch's advice to run code, or nothing."""
     if not isinstance(error, pickle.UnpicklingError | RuntimeError | SafetensorError):
         return ""
     told = str(error).rpartition("WeightsUnpickler error:")[2].strip()
@@ -160,7 +160,7 @@ def _reason(error: Exception) -> str:
 
 
 def _inner(found: Mapping[str, object]) -> Mapping[str, object] | None:
-    """The first nested dictionary under a usual name."""
+    """Return the first nested dictionary under one of the usual keys."""
     for key in NESTED:
         if isinstance(inner := found.get(key), Mapping):
             return inner

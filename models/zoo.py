@@ -1,4 +1,4 @@
-"""The family as a table: a row is an architecture.
+"""The residual family as a table: a row is an architecture.
 
 To add one, add a row. `tests/models/test_zoo.py` then builds it, holds its counts against the published ones,
 trains a step, fuses and exports it, and `residuum models --zoo` lists it. A new kind of branch, shortcut or
@@ -32,7 +32,7 @@ SIMONYAN_2015 = "Simonyan and Zisserman 2015, arXiv 1409.1556, with BatchNorm an
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is.
+    """A network, described by what its layers are.
 
     Attributes:
         depths: number of blocks in each stage.
@@ -55,7 +55,7 @@ class Architecture:
         input_size: side of the square image, in pixels, that the row is usually run at.
         num_parameters, num_macs: as published, at this row's `num_classes` and `input_size`: 2_800_000 is
             what a paper calls 2.8M, give or take one of its last digit. None where nobody published it.
-        source: where those numbers or the design come from.
+        source: of those numbers or of the design.
         aliases: other names. All names are found whatever their case, `-` and `_`.
     """
 
@@ -83,7 +83,7 @@ class Architecture:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError: a number that no network has."""
+        """Raise ValueError if no network has such a number."""
         counts = {"depths": min(self.depths, default=0), "se_round_to": self.se_round_to}
         for name in ("width", "stem_width", "max_width", "cardinality", "group_width", "se_reduction"):
             counts[name] = getattr(self, name)
@@ -115,11 +115,11 @@ class Architecture:
                 raise ValueError(f"hidden widths {widths} must be equal, and whole groups of {per_group}")
 
     def channels_of_group(self, stage: int) -> int:
-        """Channels of each group of a bottleneck's 3x3 convolution, in the stage of that index from 0."""
+        """Return the channels of each group of a bottleneck's 3x3 convolution; `stage` counts from 0."""
         return (self.group_width or self.width) * self.stage_width(stage) // self.width
 
     def stage_width(self, stage: int) -> int:
-        """Channels of the branches of the stage of that index from 0."""
+        """Return the channels of a stage's branches; `stage` counts from 0."""
         return min(self.width * 2**stage, self.max_width or sys.maxsize)
 
     @property
@@ -365,16 +365,16 @@ ZOO: dict[str, Architecture] = {row.name: row for row in ROWS}
 
 
 class UnknownArchitecture(ResiduumError):
-    """No row has that name; the message names the nearest ones."""
+    """No row has that name; the message names the nearest names."""
 
 
 def architecture(name: str, **changes: object) -> Architecture:
-    """The row of that name, with `changes` to its fields (such as `num_classes=200, width=32`).
+    """Return the row of that name, with `changes` to its fields (such as `num_classes=200, width=32`).
 
     Raises:
         UnknownArchitecture: no such row.
     """
-    # Looked up in ZOO as it is now: a row that was added to it needs nothing else.
+    # ZOO is read at each call, so that a row that was added later is found.
     rows = {_plain(known): row for row in ZOO.values() for known in (row.name, *row.aliases)}
     row = rows.get(_plain(name))
     if row is None:

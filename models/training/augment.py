@@ -1,6 +1,6 @@
 """Augmentation of whole batches on the device, from a generator that the caller seeds.
 
-Each function is pure: the same generator state gives the same batch. None knows about epochs or files.
+Each function is pure: the same generator state gives the same batch. No function knows of epochs or files.
 
 Shapes: N batch, H W space, K classes; images are float in [0, 1], [N, 3, H, W].
 """
@@ -20,7 +20,7 @@ from models.training.recipe import Recipe
 def augment(
     images_NHWC: Tensor, labels_N: Tensor, size: int, recipe: Recipe, g: Generator
 ) -> tuple[Tensor, Tensor]:
-    """uint8 images and labels -> normalised float [N, 3, size, size] and soft labels [N, K]."""
+    """Return normalised floats [N, 3, size, size] and soft labels [N, K] for uint8 images and labels."""
     x = to_unit_range(images_NHWC)
     x = random_crop(x, size, recipe, g)
     if recipe.jitter:
@@ -35,19 +35,21 @@ def augment(
 
 
 def uniform(n: int, low: float, high: float, g: Generator) -> Tensor:
+    """Return n numbers in [low, high)."""
     return torch.rand(n, generator=g, device=g.device) * (high - low) + low
 
 
 def random_crop(x_NCHW: Tensor, size: int, recipe: Recipe, g: Generator) -> Tensor:
-    """Random resized crop (area in `crop_scale`, aspect 3:4 to 4:3), or shift by `crop_padding`; and flip.
+    """Crop and resize (area in `crop_scale`, aspect 3:4 to 4:3), or shift by `crop_padding`; and flip.
 
-    One affine grid does crop, resize and flip together. A crop larger than the image (an area above 1) shows
-    the image smaller, mirrored at its borders. Shrinking is antialiased: the grid is sampled at a whole
-    multiple of `size` and averaged.
+    One affine grid does crop, resize and flip. A crop larger than the image (an area above 1) shows the image
+    smaller, and mirrored at its borders. Shrinking is antialiased: the grid has a whole multiple of `size`,
+    and its cells are averaged.
     """
     n, _, height, width = x_NCHW.shape
     if recipe.crop_scale is None:
-        # Up to `crop_padding` pixels either way, zeros (black) coming in from outside, as He et al. 2016 pad.
+        # Shift up to `crop_padding` pixels either way; zeros (black) come in from outside, as in He et al.
+        # 2016.
         scale_x = scale_y = torch.ones(n, device=g.device)
         pad = recipe.crop_padding
         shift_x = torch.randint(-pad, pad + 1, (n,), generator=g, device=g.device) * 2 / width
@@ -75,7 +77,7 @@ def random_crop(x_NCHW: Tensor, size: int, recipe: Recipe, g: Generator) -> Tens
 
 
 def color_jitter(x_NCHW: Tensor, strength: float, g: Generator) -> Tensor:
-    """Brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength]."""
+    """Scale brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength]."""
     brightness, contrast, saturation = (
         uniform(len(x_NCHW), 1 - strength, 1 + strength, g).reshape(-1, 1, 1, 1) for _ in range(3)
     )
@@ -87,7 +89,7 @@ def color_jitter(x_NCHW: Tensor, strength: float, g: Generator) -> Tensor:
 
 
 def _boxes(n: int, height: int, width: int, area: Tensor, g: Generator) -> Tensor:
-    """Masks [N, 1, H, W], True inside a box of that share of the area, its centre anywhere."""
+    """Return masks [N, 1, H, W], True in a box with the share `area` of the image and a random centre."""
     side = area.sqrt().reshape(-1, 1, 1, 1)
     center_y, center_x = (uniform(n, 0.0, 1.0, g).reshape(-1, 1, 1, 1) for _ in range(2))
     rows = (torch.arange(height, device=g.device) + 0.5).reshape(1, 1, -1, 1) / height
@@ -96,7 +98,7 @@ def _boxes(n: int, height: int, width: int, area: Tensor, g: Generator) -> Tenso
 
 
 def random_erasing(x_NCHW: Tensor, probability: float, g: Generator) -> Tensor:
-    """A box of 2 to 33 % of the area set to the mean (arXiv 1708.04896)."""
+    """Set a box of 2 to 33 % of the area to the mean (arXiv 1708.04896)."""
     n, _, height, width = x_NCHW.shape
     chosen = torch.rand(n, generator=g, device=g.device) < probability
     boxes = _boxes(n, height, width, uniform(n, 0.02, 0.33, g), g)
@@ -106,16 +108,16 @@ def random_erasing(x_NCHW: Tensor, probability: float, g: Generator) -> Tensor:
 def mix(
     x_NCHW: Tensor, target_NK: Tensor, mixup: float, cutmix: float, g: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899) of every image with another of its batch.
+    """Mix every image with another of its batch: Mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
 
-    `mixup` and `cutmix` are the alpha of Beta(alpha, alpha); where both are given, each batch takes
-    one of the two with equal chance.
+    `mixup` and `cutmix` are the alpha of Beta(alpha, alpha). If both are given, each batch uses one of them
+    with equal probability.
     """
     n, _, height, width = x_NCHW.shape
     order = torch.randperm(n, generator=g, device=g.device)
     use_cutmix = cutmix > 0 and (not mixup or torch.rand(1, generator=g, device=g.device).item() < 0.5)
     alpha = torch.full((n, 2), cutmix if use_cutmix else mixup, device=g.device)
-    # Dirichlet of two equal parts is Beta(alpha, alpha); this spelling takes a generator.
+    # A Dirichlet distribution of two equal parts is Beta(alpha, alpha); torch's Beta takes no generator.
     weight = torch._sample_dirichlet(alpha, generator=g)[:, 0]
     if use_cutmix:
         boxes = _boxes(n, height, width, 1 - weight, g)

@@ -2,7 +2,7 @@
 
 Reads what Hugging Face `datasets` reads: a folder of Parquet shards (`train-*.parquet`,
 `valid-*.parquet`), a folder of image folders, or a hub id. Images go through
-`artifact.preprocess`, the one that is served. It knows nothing of augmentation.
+`artifact.preprocess`, as in serving. The module knows nothing of augmentation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLIT_NAMES = {"train": ("train",), "valid": ("validation", "valid", "val", "tes
 
 
 class DataError(ResiduumError):
-    """The data set cannot be read, or lacks what is asked of it; the message says what."""
+    """The data set cannot be read, or lacks something; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def load_images(
 ) -> ImageSet:
     """Decode a split ("train" or "valid") to `spec.crop` pixels square.
 
-    `limit` takes the first so many; with `spread` that many at equal distances, from beginning to end: data
-    sets often lie class by class.
+    `limit` takes the first images only; with `spread` it takes images at equal distances from beginning to
+    end, because data sets are often sorted by class.
 
     Raises:
-        DataError: nothing readable there, no such split, or no image and label columns.
+        DataError: the path cannot be read, or has no such split, or no image and label columns.
     """
     table = _open(path, split)
     columns = table.features or {}
@@ -114,7 +114,7 @@ def _open(path: str, split: str) -> datasets.Dataset:
 
 
 def _classes(path: str, names: list[str]) -> tuple[Label, ...]:
-    """Class names, with WordNet ids where a `classes.json` beside the data gives them."""
+    """Return class names, with WordNet ids if a `classes.json` beside the data has them."""
     file = Path(path) / "classes.json"
     if not file.is_file():
         return tuple(Label(label=name) for name in names)

@@ -1,6 +1,6 @@
-"""Training a network a little more, after something was done to it: pruning, for one.
+"""Fine-tuning: train a network a little more after it was changed, for example by pruning.
 
-It is the loop of every other run with a recipe of its own: few epochs, one size of image, a low learning rate
+The training loop is that of every run. The recipe has few epochs, one image size, and a low learning rate
 that falls along a cosine.
 """
 
@@ -17,13 +17,13 @@ from models.training.data import ImageSet
 from models.training.loop import train
 from models.training.recipe import Recipe
 
-# Of the rate that the network was trained with: its weights are where they should be, or nearly.
+# As a share of the rate with which the network was trained: its weights are nearly right already.
 LEARNING_RATE_SHARE = 0.2
-LEARNING_RATE = 0.02  # where nobody knows
+LEARNING_RATE = 0.02  # if that rate is unknown
 
 
 def fine_tune_recipe(metadata: CheckpointMetadata, epochs: int) -> Recipe:
-    """How the network was trained, as far as that is known, but for `epochs` only and at a low rate."""
+    """Return the recipe that the network was trained with, if known, with few epochs and a low rate."""
     base = _recipe_of(metadata)
     size = metadata.preprocessing.crop
     return replace(
@@ -44,7 +44,7 @@ def fine_tune_recipe(metadata: CheckpointMetadata, epochs: int) -> Recipe:
 def fine_tune(
     network: ResNet, recipe: Recipe, train_set: ImageSet, valid_set: ImageSet, out: Path
 ) -> tuple[ResNet, CheckpointMetadata]:
-    """Train a copy of `network`; its logs and checkpoint lie in `out`.
+    """Train a copy of `network`; logs and checkpoint are written to `out`.
 
     Args:
         train_set: images of `recipe.store_size`; valid_set: of `recipe.test_crop`.
@@ -56,7 +56,7 @@ def fine_tune(
 
 
 def _recipe_of(metadata: CheckpointMetadata) -> Recipe:
-    """The recipe in the checkpoint, with a low rate; a plain one for weights that came without."""
+    """Return the checkpoint's recipe with a low learning rate; without one, a plain recipe."""
     found, served = metadata.recipe or {}, metadata.preprocessing
     served_fields = {
         "test_resize": served.resize,

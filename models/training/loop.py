@@ -30,7 +30,7 @@ from models.training.run import Run, make_fabric, make_state, same_statistics, w
 from models.training.state import STATE_FILE, TrainingError
 
 CURE = "try a lower learning_rate, a longer warmup_epochs, or clip_norm"
-NUM_LOSSES_KEPT = 50  # losses are looked at this many steps at a time: reading each would stall a GPU
+NUM_LOSSES_KEPT = 50  # losses are read from the device this many at a time: reading each would stall a GPU
 NUM_RECALIBRATION_IMAGES = 10_000
 
 
@@ -51,8 +51,8 @@ def train(
     Args:
         train_set: images of `recipe.store_size`; valid_set: of `recipe.test_crop`.
         out: folder for logs, curves, the state to resume from and the checkpoint.
-        network: train a copy of this one, instead of what the recipe would build.
-        resume: go on from the state in `out`, where there is one.
+        network: train a copy of it; None: what the recipe builds.
+        resume: go on from the state in `out`, if there is one.
         save_every: steps between saved states; None: once an epoch.
         on_step: called with the number of finished steps.
 
@@ -140,7 +140,7 @@ def train_step(run: Run) -> Tensor:
 
 
 def batch_indices(step: int, num_images: int, recipe: Recipe) -> Tensor:
-    """The images of a step: every epoch is a permutation of its own, and its rest is left out."""
+    """Return the images of a step. Each epoch is a permutation without its incomplete last batch."""
     epoch, position = divmod(step, num_images // recipe.batch_size)
     start = position * recipe.batch_size
     return _permutation(num_images, _seed(recipe.seed, epoch, -1))[start : start + recipe.batch_size]
@@ -156,20 +156,20 @@ def _seed(seed: int, number: int, stream: int) -> int:
 
 
 def recalibrate(network: nn.Module, images_NHW3: Tensor, recipe: Recipe) -> None:
-    """Replace the BatchNorm statistics by their mean over training images as they are served.
+    """Replace the BatchNorm statistics by their mean over training images, preprocessed as for serving.
 
-    The same images in every process, so that all end with the same statistics.
+    Every process uses the same images, so that all end with the same statistics.
     """
     generator = torch.Generator().manual_seed(_seed(recipe.seed, 0, -1))
     chosen = torch.randperm(len(images_NHW3), generator=generator)[:NUM_RECALIBRATION_IMAGES]
-    # Every batch counts the same in the mean: a smaller last one would count too much.
+    # All batches weigh the same in the mean, so a smaller last batch is left out.
     chosen = chosen[: len(chosen) // 256 * 256 or None]
     batches = chosen.to(images_NHW3.device).split(256)
     estimate_statistics(network, (as_served(images_NHW3[batch], recipe) for batch in batches))
 
 
 def as_served(images_NHW3: Tensor, recipe: Recipe) -> Tensor:
-    """Stored training images, resized and cropped as in validation; normalised float [N, 3, crop, crop]."""
+    """Return stored training images as in validation: normalised floats [N, 3, crop, crop]."""
     x = to_unit_range(images_NHW3)
     if recipe.store_size != recipe.test_resize:
         x = F.interpolate(x, size=recipe.test_resize, mode="bilinear", antialias=True, align_corners=False)
@@ -182,9 +182,9 @@ def as_served(images_NHW3: Tensor, recipe: Recipe) -> Tensor:
 def evaluate(
     model: nn.Module, images: ImageSet, recipe: Recipe, fabric: Fabric
 ) -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 in [0, 1] on every process's share of `images`, together."""
+    """Return loss, top-1 and top-5 in [0, 1] over `images`, of which every process computes a share."""
     model.eval()
-    totals = torch.zeros(3, device=fabric.device)  # loss, right at first, right among five
+    totals = torch.zeros(3, device=fabric.device)  # sums of loss, top-1 and top-5
     indices = torch.arange(fabric.global_rank, len(images), fabric.world_size)
     for chunk in indices.split(256):
         labels = images.labels[chunk].to(fabric.device)
@@ -229,7 +229,7 @@ def _record(run: Run, epoch: int) -> None:
 
 
 def _finite(pending: list[Tensor], step: int) -> list[float]:
-    """The losses of the steps before `step` as numbers; empties `pending`."""
+    """Return the pending losses of the steps before `step` as numbers, and empty `pending`."""
     values = torch.stack(pending)
     bad = (~torch.isfinite(values)).nonzero().flatten()
     if len(bad):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def plot_curves(history: Sequence[dict[str, float]], title: str, path: Path) -> None:
-    """Loss and accuracy by epoch, side by side."""
+    """Draw loss and accuracy by epoch, side by side."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)

@@ -1,7 +1,7 @@
 """Recipes: what to train and how, as plain data.
 
-`residuum train NAME` takes a row of RECIPES; `--set epochs=3` changes a field. What a recipe
-does not know: where the data lies, and on what machine it runs.
+`residuum train NAME` takes a row of RECIPES, and `--set epochs=3` changes a field. A recipe knows neither
+where the data is nor on which machine it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.zoo import UnknownArchitecture, architecture
 
 
 class RecipeError(ResiduumError):
-    """No such recipe, no such field, or a value that makes no sense; the message names it."""
+    """No such recipe, no such field, or an invalid value; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Recipe:
     """Everything that decides a run, given the data and the machine.
 
     Attributes:
-        initial_weights: a checkpoint to start from, such as that of an earlier run; None: random weights.
-        width, dropout, stochastic_depth: other than the row of the zoo has them.
+        initial_weights: a checkpoint to start from; None: random weights.
+        width, dropout, stochastic_depth: replace the values of the zoo's row; None: they do not.
         initialisation: a key of `resnet.INITIALISATIONS`; zero_init_branch: every branch starts at 0.
         resolutions: (up to this fraction of the run, side in pixels); small images first cost little
             and teach much (progressive resizing; Touvron et al. 2019, arXiv 1906.06423, on why the
@@ -39,13 +39,13 @@ class Recipe:
         store_size: side at which decoded images are held in memory.
         test_resize, test_crop: the served preprocessing.
         crop_scale: smallest and largest area of a random resized crop, as a share of the image's area; above
-            1 the image is shown smaller, mirrored at its borders, as objects in whole photographs are. None:
-            pad by `crop_padding` pixels and crop, as for CIFAR.
+            1 the image is shown smaller and mirrored at its borders, because objects are small in whole
+            photographs. None: pad by `crop_padding` pixels and crop, as for CIFAR.
         jitter: brightness, contrast and saturation change by up to this fraction.
         schedule: after `warmup_epochs`, down to 0 along a cosine, or by 10 at each of `milestones`.
-        recalibrate: at the end, estimate the BatchNorm statistics anew from training images as they are
-            served: those of the run belong to smaller, cropped images and to weights of a while ago
-            (arXiv 1906.06423, section 3; arXiv 2105.07576, section 3).
+        recalibrate: at the end, estimate the BatchNorm statistics on training images as in serving; those of
+            the run come from smaller, cropped images and from older weights (arXiv 1906.06423, section 3;
+            arXiv 2105.07576, section 3).
         precision: "auto" is bf16 mixed where the machine has bf16 arithmetic, fp32 elsewhere.
     """
 
@@ -95,11 +95,11 @@ class Recipe:
     validate_every: int = 1
 
     def resolution(self, progress: float) -> int:
-        """Side of the training images at `progress` in [0, 1) of the run."""
+        """Return the side of the training images at `progress` in [0, 1) of the run."""
         return next(size for until, size in self.resolutions if progress < until or until >= 1)
 
     def learning_rate_at(self, progress: float) -> float:
-        """Learning rate at `progress` in [0, 1] of the run: linear warm-up, then the schedule."""
+        """Return the learning rate at `progress` in [0, 1] of the run: linear warm-up, then the schedule."""
         warmup = self.warmup_epochs / self.epochs
         if progress < warmup:
             return self.learning_rate * progress / warmup
@@ -108,7 +108,7 @@ class Recipe:
         return self.learning_rate * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
     def preprocessing(self) -> Preprocessing:
-        """What validation uses, and what is then served."""
+        """Return the preprocessing of validation, which is also served."""
         return Preprocessing(
             resize=self.test_resize,
             crop=self.test_crop,
@@ -144,7 +144,7 @@ def _cifar10(name: str) -> Recipe:
     )
 
 
-# The embedded model, within two hours of two CPU cores without bf16 arithmetic.
+# The embedded model: two hours on two CPU cores without bf16 arithmetic.
 _TINY_IMAGENET_CPU = Recipe(
     name="tiny-imagenet-cpu",
     architecture="resnet18-64px",
@@ -167,7 +167,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         _TINY_IMAGENET_CPU,
-        # Once more as long, from the weights that the first one ended with.
+        # The same length again, from the weights with which the first run ended.
         replace(
             _TINY_IMAGENET_CPU,
             name="tiny-imagenet-cpu-more",
@@ -202,14 +202,14 @@ RECIPES: dict[str, Recipe] = {
             compile=True,
         ),
         *(_cifar10(f"resnet{layers}") for layers in (20, 32, 44, 56)),
-        # 110 layers start with a lower learning rate until they have found a direction (section 4.2).
+        # 110 layers need a warm-up: 0.1 is slightly too large to start converging (section 4.2).
         replace(_cifar10("resnet110"), warmup_epochs=2),
     )
 }
 
 
 def get_recipe(name: str, changes: dict[str, str] | None = None) -> Recipe:
-    """The recipe of that name with `changes`, such as `{"epochs": "3"}`, read as literals.
+    """Return the recipe of that name with `changes` such as `{"epochs": "3"}`, read as literals.
 
     Raises:
         RecipeError: unknown recipe or field, or a value that is not a Python literal or a word.
@@ -239,7 +239,7 @@ def get_recipe(name: str, changes: dict[str, str] | None = None) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    """What types cannot say: ranges, and how fields go together."""
+    """Check what types cannot say: ranges, and combinations of fields."""
     for name in (
         "epochs",
         "batch_size",

@@ -62,7 +62,7 @@ class Run:
 
 
 def make_fabric(recipe: Recipe, accelerator: str, out: Path) -> Fabric:
-    """One process, or as many as `torchrun` started; bf16 where the machine has it."""
+    """Return the Fabric of one process, or of those that `torchrun` started; bf16 if the machine has it."""
     torchrun = "LOCAL_WORLD_SIZE" in os.environ
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = choose_device(accelerator, num_local)
@@ -84,7 +84,7 @@ def make_fabric(recipe: Recipe, accelerator: str, out: Path) -> Fabric:
 
 
 def choose_device(device: str, num_local: int) -> str:
-    """ "cpu" or "cuda".
+    """Return "cpu" or "cuda".
 
     Raises:
         TrainingError: fewer GPUs than processes on this machine.
@@ -97,7 +97,7 @@ def choose_device(device: str, num_local: int) -> str:
 
 
 def _precision(recipe: Recipe, device: str) -> str:
-    """bf16 only where there is arithmetic for it: emulated, it is slower than fp32."""
+    """Return Fabric's precision; bf16 only with bf16 arithmetic: emulated, it is slower than fp32."""
     if recipe.precision != "auto":
         return recipe.precision
     if device == "cuda":
@@ -152,14 +152,14 @@ def _load_initial(model: ResNet, path: Path) -> None:
 
 
 def same_statistics(fabric: Fabric, network: nn.Module) -> None:
-    """BatchNorm buffers of process 0 in all: each has seen other images since the last forward pass."""
+    """Copy the BatchNorm buffers of process 0 to all processes: each has seen other images."""
     if fabric.world_size > 1:
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """No weight decay on norms and biases, which are the tensors of one dimension."""
+    """Return an optimizer without weight decay on norms and biases, the tensors of one dimension."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -199,7 +199,7 @@ def write_checkpoint(run: Run) -> Path:
 
 
 def _commit() -> str | None:
-    """This checkout's commit, with `+` where files differ from it; None outside of one."""
+    """Return this checkout's commit, with `+` if files differ from it; None if it is not a checkout."""
     here = Path(__file__).resolve().parents[2]
     with suppress(OSError, subprocess.CalledProcessError):
         git = ["git", "-C", str(here)]

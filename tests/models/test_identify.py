@@ -9,9 +9,15 @@ from models.identify import identify, nearest, untold
 from models.resnet import ResNet
 from models.zoo import ZOO, Architecture, architecture
 
-# Tensors alone tell these from nothing: a plain network has those of option A, and no tensor shows a stride.
-AMBIGUOUS = {name for name, row in ZOO.items() if row.variant == "plain" and row.branch != "conv"}
-AMBIGUOUS |= {"resnet18-64px"}
+# Rows that have the tensors of another network: plain ones those of option A, a stem those of one with
+# another stride or pool, and a deep stem with projections those of ResNet-D.
+AMBIGUOUS = {
+    name
+    for name, row in ZOO.items()
+    if (row.variant == "plain" and row.branch != "conv")
+    or row.stem in ("3x3/2", "3x3/pool")
+    or (row.stem, row.shortcut) == ("deep", "projection")
+}
 
 
 def tensors(spec: Architecture) -> dict[str, torch.Tensor]:
