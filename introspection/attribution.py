@@ -34,12 +34,12 @@ class Decomposition(NamedTuple):
 
 
 def contribution_map(found: Readings) -> FloatArray:
-    """What every position adds to the target's logit, [P], as the graph gives it."""
+    """Return what every position adds to the target's logit, [P], as the graph gives it."""
     return found.outputs["contributions"]
 
 
 def contribution(found: Readings) -> Members:
-    """What every block adds to the target's logit: the sum of its map."""
+    """Return what every block adds to the target's logit: the sum of its map."""
     contributions_P = found.outputs["contributions"]
     return {"": np.array([contributions_P[part].sum() for part in found.slices])}
 
@@ -48,7 +48,7 @@ NUM_TOP_CHANNELS = 5
 
 
 def top_channels(found: Readings) -> Members:
-    """The channels of every block that add most to the target's logit, best first, [L, NUM_TOP_CHANNELS].
+    """Return the channels of every block that add most to the target's logit, best first.
 
     A channel adds the sum of gradient times F over its positions; all channels of a block sum to the block's
     contribution. NaN where a block has fewer channels.
@@ -64,7 +64,7 @@ def top_channels(found: Readings) -> Members:
 
 
 def decompose(found: Readings) -> Decomposition:
-    """The target's logit as a sum of contributions and constants."""
+    """Return the target's logit as a sum of contributions and constants."""
     blocks = float(contribution(found)[""].sum())
     stem, shortcut_biases, head_bias = (float(value) for value in found.outputs["constants"])
     total = blocks + stem + shortcut_biases + head_bias
@@ -73,7 +73,7 @@ def decompose(found: Readings) -> Decomposition:
 
 
 def lens(found: Readings) -> Members:
-    """The most probable class at each block, -1 without a lens; its probability, and that of the target."""
+    """Return the most probable class at each block and the probabilities there, -1 and NaN without a lens."""
     lens_MK, placed, num_blocks = found.outputs["lens"], lens_blocks(found.blocks), len(found.blocks)
     log_p_MK = log_softmax(lens_MK)
     numbers = {
@@ -88,7 +88,7 @@ def lens(found: Readings) -> Members:
 
 
 def lesion(found: Readings) -> Members:
-    """The most probable class without each block, and what changed.
+    """Return the most probable class without each block, and what changed.
 
     -1 and NaN for blocks that were not removed, or without which nothing finite comes out.
     """
@@ -103,7 +103,7 @@ def lesion(found: Readings) -> Members:
 
 
 def lesion_scalars(lesions: LesionLogits, num_blocks: int, top1: int, target: int) -> dict[str, FloatArray]:
-    """The numbers of `lesion`, [L] each.
+    """Return the numbers of `lesion`, [L] each.
 
     Without the block minus with it, of the classes `top1` and `target`; and KL(p || p without the block) in
     nats. `top1` is the answer's: the graph that ran the lesions may round otherwise and prefer another class.
@@ -124,13 +124,13 @@ def lesion_scalars(lesions: LesionLogits, num_blocks: int, top1: int, target: in
 
 
 def log_softmax(logits_RK: FloatArray) -> FloatArray:
-    """Logarithms of the probabilities in each row; none of its numbers may be infinite."""
+    """Return the logarithms of the probabilities in each row; no logit may be infinite."""
     shifted = logits_RK - logits_RK.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
 def _at(indices: Sequence[int] | NDArray[np.int64], values: FloatArray, length: int) -> FloatArray:
-    """The values at their indices, NaN elsewhere."""
+    """Return the values at their indices, NaN elsewhere."""
     spread = np.full(length, np.nan)
     spread[indices] = values
     return spread
@@ -139,7 +139,7 @@ def _at(indices: Sequence[int] | NDArray[np.int64], values: FloatArray, length: 
 def _classes_at(
     indices: Sequence[int] | NDArray[np.int64], logits_RK: NDArray[Any], length: int
 ) -> NDArray[np.int64]:
-    """The most probable class of each row at its index, -1 elsewhere."""
+    """Return the most probable class of each row at its index, -1 elsewhere."""
     classes = np.full(length, -1)
     classes[indices] = logits_RK.argmax(1)
     return classes

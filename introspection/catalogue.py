@@ -1,6 +1,6 @@
 """The rows of quantities.py as documents: JSON for the page, Markdown tables for docs/introspection.md.
 
-`python -m introspection.catalogue docs/introspection.md` writes the tables anew between their marks.
+`python -m introspection.catalogue docs/introspection.md` rewrites the tables between their marks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from introspection.quantities import GROUPS, MAPS, NUMBERS, Group, Map, Member, 
 
 
 def words() -> dict[str, Any]:
-    """What the page shows of every quantity: `maps`, `numbers`, and the `sections` of the numbers."""
+    """Return what the page shows of every quantity: `maps`, `numbers`, and `sections` of numbers."""
     sections: dict[str, list[str]] = {}
     for name, (group, _) in NUMBERS.items():
         sections.setdefault(group.section, []).append(name)
@@ -59,7 +59,7 @@ def _words_of_number(member: Member) -> dict[str, Any]:
 
 
 def tables() -> dict[str, str]:
-    """The Markdown tables of docs/introspection.md, by the name in their marks."""
+    """Return the Markdown tables of docs/introspection.md, by the name in their marks."""
     return {"scalars": _scalars(), "variants": _variants(), "maps": _maps()}
 
 
@@ -100,7 +100,7 @@ def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def with_tables(text: str) -> str:
-    """A Markdown text with the tables between their marks, `<!-- table NAME -->` and `<!-- end -->`."""
+    """Return a Markdown text with the tables between `<!-- table NAME -->` and `<!-- end -->`."""
     for name, table in tables().items():
         before, mark, after = text.partition(f"<!-- table {name} -->\n")
         _, end, rest = after.partition("<!-- end -->")

@@ -12,12 +12,12 @@ LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those
 
 
 def significant(value: float | np.floating[Any], digits: int = DIGITS) -> float:
-    """The number of so many significant digits that is nearest to `value`."""
+    """Return the number of so many significant digits that is nearest to `value`."""
     return float(f"{value:.{digits}g}")
 
 
 def significant_above(value: float, digits: int) -> float:
-    """The smallest number of so many significant digits that is not below `value`, which is 0 or more."""
+    """Return the smallest number of so many digits that is not below `value`, which is 0 or more."""
     if value == 0:
         return 0.0
     rounded = significant(value, digits)
@@ -26,7 +26,7 @@ def significant_above(value: float, digits: int) -> float:
 
 
 def json_number(value: float | np.floating[Any], digits: int = DIGITS) -> float | None:
-    """A number for a document: rounded, whole numbers as integers (shorter in JSON); None for NaN."""
+    """Return a number for a document: rounded, whole numbers as integers (shorter in JSON); None for NaN."""
     if not math.isfinite(value):
         return None
     rounded = significant(value, digits)

@@ -26,7 +26,7 @@ NO_REFERENCE = "this artifact was exported without validation images"
 
 
 def answer(seen: Seen, question: Question, encoding: MapEncoding = "u8") -> dict[str, Any]:
-    """The JSON document of `/introspect`; without NaN, numbers rounded, keys in the contract's order.
+    """Return the JSON document of `/introspect`: no NaN, numbers rounded, keys in the contract's order.
 
     Args:
         encoding: of the maps, where the question leaves it open.
@@ -48,7 +48,7 @@ def answer(seen: Seen, question: Question, encoding: MapEncoding = "u8") -> dict
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
-    """Compact UTF-8 JSON.
+    """Return a document as compact UTF-8 JSON.
 
     Raises:
         ValueError: the document holds NaN or infinity, which JSON has not.
@@ -57,7 +57,7 @@ def to_json(document: Mapping[str, Any]) -> bytes:
 
 
 def predictions(seen: Seen, top_k: int) -> list[dict[str, Any]]:
-    """The `top_k` most probable classes, as `/classify` gives them, rounded."""
+    """Return the `top_k` most probable classes, as `/classify` gives them, rounded."""
     best = top_predictions(seen.values.logits_K, seen.manifest.labels, top_k)
     return [
         {
@@ -70,7 +70,7 @@ def predictions(seen: Seen, top_k: int) -> list[dict[str, Any]]:
 
 
 def target_class(seen: Seen) -> dict[str, Any]:
-    """The class that contributions are about: its index, label, probability and logit, rounded."""
+    """Return the class that contributions are about: its index, label, probability and logit, rounded."""
     logits_K, index = seen.values.logits_K, seen.values.target
     return {
         "index": index,
@@ -81,7 +81,7 @@ def target_class(seen: Seen) -> dict[str, Any]:
 
 
 def predictions_with_target(seen: Seen, top_k: int, most: int) -> list[dict[str, Any]]:
-    """The `top_k` most probable classes, then the target if it is none of them; `most` rows at most."""
+    """Return the `top_k` most probable classes, then the target if it is none of them; `most` at most."""
     best = predictions(seen, min(top_k, most))
     target = target_class(seen)
     if any(row["index"] == target["index"] for row in best):
@@ -154,7 +154,7 @@ def _describe(block: Block) -> dict[str, Any]:
 
 
 def _group(seen: Seen, group: Group, index: int) -> Any:
-    """The value of a group in a block: a number, an object, or a list of objects, best first."""
+    """Return a group's value in a block: a number, an object, or a list of objects, best first."""
     values = seen.values
     if group.ranked:
         columns = [
@@ -190,7 +190,7 @@ def _decomposition(parts: Decomposition) -> dict[str, float | None]:
 
 
 def _checks(seen: Seen, parts: Decomposition | None) -> dict[str, float | None]:
-    """How far the figures can be trusted; see docs/introspection.md.
+    """Return how far the figures can be trusted; see docs/introspection.md.
 
     `sum_parity_max_abs` is not of this image: it was measured when the graph was exported, against the source
     network's own sum.
@@ -217,7 +217,7 @@ def _reference(manifest: Manifest) -> dict[str, Any] | None:
 
 
 def _null_reasons(manifest: Manifest, question: Question, encoding: MapEncoding) -> dict[str, str]:
-    """Why fields of this answer are null in every block: what the artifact lacks, or was not asked for."""
+    """Return why fields are null in every block: what the artifact lacks, or was not asked for."""
     asked = {*question.groups, *(question.maps if encoding != "none" else ())}
     absent = reasons_absent(manifest)
     reasons = {name: why for name, why in absent.items() if name.partition(".")[0] in asked}

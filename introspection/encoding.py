@@ -28,7 +28,7 @@ _FLOAT16_MAX = float(np.finfo(np.float16).max)
 def encode_map(
     values_HW: FloatArray, quantity: str, vmin: float, vmax: float, encoding: MapEncoding
 ) -> dict[str, Any]:
-    """One map of the document.
+    """Return one map of the document.
 
     `u8`: value = vmin + code * (vmax - vmin) / levels, to half a step, cut to vmin and vmax; where `null` is
     a number, that code means null. `f16`, `f32`: the values themselves, little-endian, NaN where null; a map
@@ -58,14 +58,14 @@ def encode_map(
 
 
 def decode_codes(entry: Mapping[str, Any]) -> NDArray[Any]:
-    """The array inside a map of the document, [H, W], in its own dtype (codes for u8)."""
+    """Return the array inside a map of the document, [H, W], in its own dtype (codes for u8)."""
     data = base64.b64decode(entry["data"])
     array: NDArray[Any] = np.frombuffer(data, _DTYPES[entry["dtype"]])
     return array.reshape(entry["shape"])
 
 
 def decode_map(entry: Mapping[str, Any]) -> FloatArray:
-    """The values of a map of the document, [H, W], NaN where null."""
+    """Return the values of a map of the document, [H, W], NaN where null."""
     codes = decode_codes(entry).astype(np.float64)
     if entry["dtype"] != "u8":
         return codes

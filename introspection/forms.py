@@ -30,7 +30,7 @@ MAX_PICTURES = 64  # of blocks: a fifth of a second each
 
 
 def to_npz(seen: Seen, question: Question) -> bytes:
-    """The same answer as arrays, for `numpy.load(file, allow_pickle=False)`.
+    """Return the same answer as arrays, for `numpy.load(file, allow_pickle=False)`.
 
     - `logits` float32 [K]; `gates` float32 [L] and `gate_names` [L], of the whole network
     - `block_names` [B], the blocks asked for; `scalars/<name>` float64 [B] (or [B, R] of a list), NaN where
@@ -45,7 +45,7 @@ def to_npz(seen: Seen, question: Question) -> bytes:
 
 
 def with_arrays(seen: Seen, question: Question) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The JSON document, its maps without `data`, and the arrays of `to_npz`."""
+    """Return the JSON document, its maps without `data`, and the arrays of `to_npz`."""
     document = answer(seen, question, "f32")
     arrays = _arrays(seen, question)
     for block in document["blocks"]:
@@ -65,7 +65,7 @@ def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def _arrays(seen: Seen, question: Question) -> dict[str, NDArray[Any]]:
-    """What an NPZ holds beside maps and metadata."""
+    """Return what an NPZ holds beside maps and metadata."""
     values, blocks, chosen = seen.values, seen.manifest.blocks, list(question.blocks)
     names = np.array([block.name for block in blocks])
     arrays: dict[str, NDArray[Any]] = {
@@ -90,7 +90,7 @@ def _arrays(seen: Seen, question: Question) -> dict[str, NDArray[Any]]:
 
 
 def to_png(seen: Seen, question: Question) -> Steps[bytes]:
-    """A contact sheet; of a single block a picture of that one.
+    """Draw a contact sheet, or the picture of a block if only one is asked for.
 
     Raises:
         ParameterError: as of `sheet_quantities`.
@@ -101,7 +101,7 @@ def to_png(seen: Seen, question: Question) -> Steps[bytes]:
 
 
 def to_zip(seen: Seen, question: Question) -> Steps[bytes]:
-    """`introspection.json` (maps without data), `.npz`, `sheet.png`, `blocks/NAME.png` of those asked for.
+    """Write `introspection.json` (maps without data), `.npz`, `sheet.png`, and `blocks/NAME.png`.
 
     Raises:
         ParameterError: as of `sheet_quantities`, or there are too many blocks.
@@ -177,7 +177,7 @@ class Form:
     with_pictures: bool = False
 
     def written(self, seen: Seen, question: Question) -> bytes:
-        """The answer, written to its end."""
+        """Return the answer, written to its end."""
         return finish(self.steps(seen, question))
 
 

@@ -20,7 +20,7 @@ from introspection.readings import LesionLogits
 
 
 def graph_kind(manifest: Manifest, question: Question) -> GraphKind:
-    """The cheapest graph that gives what was asked for and exists."""
+    """Return the cheapest graph that gives what was asked for and exists."""
     needs_attribute = any(
         group_of(name).source == "attribute" and not why_absent(name, manifest)
         for name in (*question.maps, *question.groups)
@@ -29,12 +29,12 @@ def graph_kind(manifest: Manifest, question: Question) -> GraphKind:
 
 
 def image_row(graph: Graph, pixels: NDArray[np.uint8], question: Question) -> Row:
-    """The row for that graph, of an image as the model takes it, [H, W, 3]."""
+    """Return the row for that graph, of an image as the model takes it, [H, W, 3]."""
     return {"images": pixels, **inputs(graph, question)}
 
 
 def inputs(graph: Graph, question: Question) -> dict[str, NDArray[Any]]:
-    """What that row has beside the image."""
+    """Return what that row has beside the image."""
     found: dict[str, NDArray[Any]] = {"gates": question.gates_L}
     if any(tensor.name == "target" for tensor in graph.inputs):
         target = question.target.index
@@ -43,12 +43,12 @@ def inputs(graph: Graph, question: Question) -> dict[str, NDArray[Any]]:
 
 
 def num_lesion_rows(question: Question) -> int:
-    """The number of rows of `lesion_rows` for the blocks asked for; 0 if lesions were not asked for."""
+    """Return the length of `lesion_rows` for the blocks asked for; 0 if lesions were not asked for."""
     return len(question.blocks) + 1 if LESIONS in question.groups else 0
 
 
 def lesion_rows(pixels: NDArray[np.uint8], gates_L: NDArray[np.float32], blocks: Iterable[int]) -> list[Row]:
-    """For the introspect graph: nothing removed, then each of the blocks by itself."""
+    """Return rows for the introspect graph: nothing removed, then each of the blocks by itself."""
     rows: list[Row] = [{"images": pixels, "gates": gates_L}]
     for index in blocks:
         without_L = gates_L.copy()
@@ -58,5 +58,5 @@ def lesion_rows(pixels: NDArray[np.uint8], gates_L: NDArray[np.float32], blocks:
 
 
 def lesion_logits(question: Question, logits: Sequence[NDArray[np.float32]]) -> LesionLogits | None:
-    """The logits, [K] each, that came out for the rows of `lesion_rows`; None if there were none."""
+    """Return the logits, [K] each, that came out for the rows of `lesion_rows`; None if there were none."""
     return LesionLogits(question.blocks, np.stack(logits)) if logits else None

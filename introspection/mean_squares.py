@@ -23,7 +23,7 @@ Members = dict[str, FloatArray]
 
 
 def rms(found: Readings) -> Members:
-    """|F|, |s|, |y|."""
+    """Return |F|, |s|, |y|."""
     squares = found.squares
     return {
         "residual": np.sqrt(squares.F),
@@ -33,17 +33,17 @@ def rms(found: Readings) -> Members:
 
 
 def std_residual(found: Readings) -> Members:
-    """sqrt(<F, F> - mean(F)^2): He's layer response (arXiv 1512.03385, figure 7)."""
+    """Return sqrt(<F, F> - mean(F)^2): He's layer response (arXiv 1512.03385, figure 7)."""
     return {"": np.sqrt(np.maximum(found.squares.F - found.column("residual_mean") ** 2, 0))}
 
 
 def ratio(found: Readings) -> Members:
-    """|F| / |s| (Jastrzebski, arXiv 1710.04773); 0 for a dead branch, null for a dead shortcut."""
+    """Return |F| / |s| (Jastrzebski, arXiv 1710.04773): 0 for a dead branch, null for a dead shortcut."""
     return {"": np.sqrt(_divide(found.squares.F, found.squares.s))}
 
 
 def cosine(found: Readings) -> Members:
-    """<F, s> / (|F| |s|).
+    """Return <F, s> / (|F| |s|).
 
     Cancellation: <F, s> is a difference, known to about 1e-7 to 4e-7 of |s|^2, and so a cosine to that over
     `ratio`: 4e-4 at a ratio of 1e-3. It is null where that passes 0.1, or where a norm is under epsilon.
@@ -62,7 +62,7 @@ def cosine(found: Readings) -> Members:
 
 
 def cosine_centered(found: Readings) -> Members:
-    """The cosine after each channel's mean over positions is taken off F and s.
+    """Return the cosine after each channel's mean over positions is taken off F and s.
 
     A v1 identity shortcut is never negative, which biases the plain cosine. Null as the plain one.
     """
@@ -86,19 +86,19 @@ def cosine_centered(found: Readings) -> Members:
 
 
 def energy(found: Readings) -> Members:
-    """<F, F>, <s, s> and 2<F, s>, over <u, u>: they sum to 1, and the first can pass 1."""
+    """Return <F, F>, <s, s> and 2<F, s> over <u, u>: they sum to 1, and the first can pass 1."""
     of_F, of_s = (_divide(part, found.squares.u) for part in (found.squares.F, found.squares.s))
     return {"residual": of_F, "shortcut": of_s, "cross": 1 - of_F - of_s}
 
 
 def share(found: Readings) -> Members:
-    """<F, u> and <s, u>, over <u, u>: they sum to 1."""
+    """Return <F, u> and <s, u> over <u, u>: they sum to 1."""
     of_F = _divide(found.squares.F + found.squares.product, found.squares.u)
     return {"residual": of_F, "shortcut": 1 - of_F}
 
 
 def relu(found: Readings) -> Members:
-    """mean[u <= 0], |min(u, 0)|^2 / |u|^2, mean[s > 0 and u <= 0], mean[s <= 0 and u > 0]."""
+    """Return mean[u <= 0], |min(u, 0)|^2 / |u|^2, mean[s > 0 and u <= 0], mean[s <= 0 and u > 0]."""
     squares, active, both_active = found.squares, found.column("active"), found.column("both_active")
     return {
         "clip_fraction": np.clip(1 - active, 0, 1),
@@ -112,35 +112,35 @@ def relu(found: Readings) -> Members:
 
 
 def residual_map(found: Readings) -> FloatArray:
-    """M_F."""
+    """Return M_F."""
     return np.sqrt(found.positions.F)
 
 
 def shortcut_map(found: Readings) -> FloatArray:
-    """M_s."""
+    """Return M_s."""
     return np.sqrt(found.positions.s)
 
 
 def output_map(found: Readings) -> FloatArray:
-    """M_y."""
+    """Return M_y."""
     return np.sqrt(found.positions.y)
 
 
 def share_map(found: Readings) -> FloatArray:
-    """M_F^2 / (M_F^2 + M_s^2), 0.5 where both are 0."""
+    """Return M_F^2 / (M_F^2 + M_s^2), 0.5 where both are 0."""
     total = found.positions.F + found.positions.s
     return np.divide(found.positions.F, total, out=np.full_like(total, 0.5), where=total > 0)
 
 
 def ratio_map(found: Readings) -> FloatArray:
-    """log2((M_F + epsilon) / (M_s + epsilon)), clipped to -4 .. 4."""
+    """Return log2((M_F + epsilon) / (M_s + epsilon)), clipped to -4 .. 4."""
     epsilon = _epsilon(found)
     quotient = (residual_map(found) + epsilon) / (shortcut_map(found) + epsilon)
     return np.clip(np.log2(quotient), -RATIO_LIMIT, RATIO_LIMIT)
 
 
 def cosine_map(found: Readings) -> FloatArray:
-    """<F, s> / (M_F M_s), clamped to -1 .. 1.
+    """Return <F, s> / (M_F M_s), clamped to -1 .. 1.
 
     Cancellation: a sum of C squares in float32 is off by about 2^-24 sqrt(C) of its value (on ONNX Runtime's
     CPU provider the largest error of <F, s> over 3,136 positions was 0.3 to 0.9 of that times |s|^2), so
@@ -157,7 +157,7 @@ def cosine_map(found: Readings) -> FloatArray:
 
 
 def _epsilon(found: Readings) -> FloatArray:
-    """[P]."""
+    """Return the epsilon of every position's block, [P]."""
     return np.maximum(EPSILON * np.sqrt(found.by_position(found.squares.u)), _TINY)
 
 
@@ -165,7 +165,7 @@ def _epsilon(found: Readings) -> FloatArray:
 
 
 def energy_sum_error(found: Readings) -> float:
-    """Largest |energy.residual + energy.shortcut + cross - 1| over the blocks.
+    """Return the largest |energy.residual + energy.shortcut + cross - 1| over the blocks.
 
     The reported cross term is what is left of 1. Here the cross term comes from other numbers: 2<F, s>/<u, u>
     from the means that the graph reduced itself, while the two energies come from the maps.
@@ -177,14 +177,14 @@ def energy_sum_error(found: Readings) -> float:
 
 
 def map_scalar_error(found: Readings) -> float:
-    """Largest relative difference between a block's mean of squared maps and the graph's own mean square."""
+    """Return the largest relative difference between a mean of squared maps and the graph's mean square."""
     pairs = ((getattr(found.squares, name), getattr(found.reduced, name)) for name in ("F", "s", "u", "y"))
     largest = (np.nanmax(_divide(np.abs(ours - theirs), ours), initial=0.0) for ours, theirs in pairs)
     return float(max(largest))
 
 
 def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """The quotient, NaN where the denominator is not positive."""
+    """Return the quotient, NaN where the denominator is not positive."""
     return np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator > 0)
 
 
@@ -194,7 +194,7 @@ def _cosine(
     square_s: tuple[FloatArray, FloatArray],
     floor: FloatArray,
 ) -> FloatArray:
-    """product / sqrt(square_F * square_s), each given with its absolute error.
+    """Return product / sqrt(square_F * square_s); each argument is a value and its absolute error.
 
     NaN where a square is not above `floor` or the propagated error passes `COSINE_ERROR_LIMIT`.
     """

@@ -67,7 +67,7 @@ def measure(
     target: int | None = None,
     lesions: LesionLogits | None = None,
 ) -> Values:
-    """The values of every quantity that one image's rows of a graph's outputs give.
+    """Return the values of every quantity that one image's rows of a graph's outputs give.
 
     What does not exist for the network's variant is NaN throughout, or absent.
 
@@ -120,7 +120,7 @@ def measure(
 
 
 def _measured(group: Group, found: Readings) -> bool:
-    """Whether the readings have what the group's formula takes."""
+    """Return whether the readings have what the group's formula takes."""
     if group.source == "lesions":
         return found.lesions is not None
     return not group.output or group.output in found.outputs

@@ -143,7 +143,7 @@ class Group:
     note: str = ""
 
     def full_name(self, member: Member) -> str:
-        """The name of a member in the answer, as `rms.residual`."""
+        """Return the name of a member in the answer, as `rms.residual`."""
         return f"{self.name}.{member.name}" if member.name else self.name
 
     @property
@@ -747,19 +747,19 @@ LESIONS = next(group.name for group in _GROUPS if group.source == "lesions")
 
 
 def group_of(quantity: str) -> Group:
-    """The group that a map, a group or a member (`rms.shortcut`) belongs to."""
+    """Return the group that a map, a group or a member (`rms.shortcut`) belongs to."""
     name = MAPS[quantity].number if quantity in MAPS else quantity
     return GROUPS[name.partition(".")[0]]
 
 
 def scalar_names(group: str) -> list[str]:
-    """The names of a group's numbers, such as `rms.residual`."""
+    """Return the names of a group's numbers, such as `rms.residual`."""
     return [GROUPS[group].full_name(member) for member in GROUPS[group].numbers]
 
 
 @cache
 def lacking(variant: Variant) -> dict[str, str]:
-    """What does not exist for a variant, and why: groups, members (`rms.shortcut`) and maps."""
+    """Return what does not exist for a variant, and why: groups, members (`rms.shortcut`) and maps."""
     reasons: dict[str, str] = {}
     for group in GROUPS.values():
         if group.source == "introspect":
@@ -784,7 +784,7 @@ def _lacking(group: Group, variant: Variant) -> Iterator[tuple[str, str]]:
 
 
 def reasons_absent(manifest: Manifest) -> dict[str, str]:
-    """What does not exist for an artifact, and why: groups, members (`rms.shortcut`) and maps."""
+    """Return what does not exist for an artifact, and why: groups, members (`rms.shortcut`) and maps."""
     graph, of_variant = manifest.graph("attribute"), lacking(manifest.variant)
     outputs = {"", *(tensor.name for tensor in graph.outputs)} if graph else {""}
     missing = [
@@ -796,6 +796,6 @@ def reasons_absent(manifest: Manifest) -> dict[str, str]:
 
 
 def why_absent(quantity: str, manifest: Manifest) -> str | None:
-    """Why a map, a group or a member does not exist for an artifact; None: it does."""
+    """Return why a map, a group or a member does not exist for an artifact; None: it does."""
     reasons = reasons_absent(manifest)
     return reasons.get(quantity) or reasons.get(quantity.partition(".")[0])

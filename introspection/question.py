@@ -121,7 +121,7 @@ class Question:
 
 
 def resolve(query: IntrospectQuery, manifest: Manifest) -> Question:
-    """What `query` means for the artifact of `manifest`.
+    """Return what `query` means for the artifact of `manifest`.
 
     Raises:
         ParameterError: an unknown block, class or quantity, unusable gates, or no reference to scale by.
@@ -158,7 +158,7 @@ def resolve(query: IntrospectQuery, manifest: Manifest) -> Question:
 
 
 def parse_target(text: str, labels: Sequence[Label]) -> Target:
-    """`top1`, an index, or a label."""
+    """Return the class that `top1`, an index or a label names."""
     wanted = text.strip().casefold()
     if wanted == "top1":
         return Target("top1", None)
@@ -189,7 +189,7 @@ def parse_target(text: str, labels: Sequence[Label]) -> Target:
 
 
 def parse_blocks(text: str, blocks: Sequence[Block]) -> tuple[int, ...]:
-    """Indices of the blocks that a list of block and stage names covers; of all blocks for an empty list."""
+    """Return the indices of the blocks that a list of block and stage names covers; all for an empty list."""
     names = _names(text)
     if not names:
         return tuple(range(len(blocks)))
@@ -197,7 +197,7 @@ def parse_blocks(text: str, blocks: Sequence[Block]) -> tuple[int, ...]:
 
 
 def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The maps and the groups of numbers that a list of names covers.
+    """Return the maps and the groups of numbers that a list of names covers.
 
     An empty list covers all but the groups that are answered only on request.
 
@@ -213,7 +213,7 @@ def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[str, ...], tu
 
 
 def _instead(name: str, manifest: Manifest) -> str:
-    """What `quantities` may have in place of a name that it may not."""
+    """Return a hint: what `quantities` may have in place of a wrong name."""
     group, dot, _ = name.partition(".")
     if dot and group in GROUPS:
         return f"Ask for {group}."
@@ -224,7 +224,7 @@ def _instead(name: str, manifest: Manifest) -> str:
 
 
 def parse_gates(text: str, blocks: Sequence[Block]) -> NDArray[np.float32]:
-    """One factor a block, from a list of all of them or from `name:value` pairs; ones for an empty list."""
+    """Return a factor for each block, from a list of all or from `name:value` pairs; by default ones."""
     items = _names(text)
     gates = np.ones(len(blocks), np.float32)
     if any(":" in item for item in items):

@@ -144,11 +144,11 @@ class Readings:
         return MeanSquares(*map(self.column, _SCALARS_OF_MEAN_SQUARES))
 
     def column(self, name: ScalarName) -> FloatArray:
-        """One of the graph's scalars, [L]."""
+        """Return one of the graph's scalars, [L]."""
         return self.outputs["scalars"][:, SCALARS.index(name)]
 
     def by_position(self, values_L: FloatArray) -> FloatArray:
-        """Each block's value at all of its positions, [P]."""
+        """Return each block's value at all of its positions, [P]."""
         return np.repeat(values_L, self.areas)
 
 
@@ -158,7 +158,7 @@ def read(
     target: int | None = None,
     lesions: LesionLogits | None = None,
 ) -> Readings:
-    """The graph's outputs as float64.
+    """Return the graph's outputs as float64.
 
     Args:
         target: None: the most probable class.

@@ -23,7 +23,7 @@ class Scales(NamedTuple):
 
 
 def scales_of(several: Sequence[Seen], question: Question, quantity: str) -> Scales:
-    """What the colours of a map stand for in the stages asked for, in all of these images."""
+    """Return what the colours of a map stand for in the stages asked for, in all of these images."""
     blocks = several[0].manifest.blocks
     stages = dict.fromkeys(blocks[index].stage for index in question.blocks)
     if question.scale == "stage" and MAPS[quantity].range is None:
@@ -33,7 +33,7 @@ def scales_of(several: Sequence[Seen], question: Question, quantity: str) -> Sca
 
 
 def colors_of(several: Sequence[Seen], question: Question, quantity: str, stage: int) -> Bounds:
-    """The values of the first and the last colour for the blocks of a stage: wide enough for every image."""
+    """Return the values of the first and the last colour in a stage: wide enough for every image."""
     ranges = [map_range(seen, quantity, question.scale, stage) for seen in several]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     # All zero: the middle of a symmetric scale is where zero is.
@@ -46,7 +46,7 @@ SCALE_DIGITS = 6  # of a declared vmax
 def map_range(
     seen: Seen, quantity: str, scale: Scale = "image", stage: int | None = None
 ) -> tuple[float, float]:
-    """vmin and vmax of a map: fixed by its definition, or 0 (-vmax where symmetric) to the largest value.
+    """Return vmin and vmax of a map: fixed, or 0 (-vmax if symmetric) to the largest value.
 
     That is the largest absolute value in the image, in its blocks of `stage`, or on the validation images.
     Every block of the network counts, whichever were asked for, so that two answers compare. A largest value
@@ -69,7 +69,7 @@ def map_range(
 
 
 def ranges_of_blocks(seen: Seen, question: Question) -> list[dict[str, tuple[float, float]]]:
-    """vmin and vmax of every map asked for that exists, by block asked for; computed once a stage."""
+    """Return vmin and vmax of every map asked for that exists, for each block asked for."""
     blocks = seen.manifest.blocks
     existing = [quantity for quantity in question.maps if not why_absent(quantity, seen.manifest)]
     stages = [blocks[index].stage if question.scale == "stage" else None for index in question.blocks]

@@ -84,7 +84,7 @@ def _field_of_member(member: Member) -> Any:
 
 
 def _field_of_group(group: Group) -> Any:
-    """A number; an object with the members; or a list of such objects. Absent where it was not asked for."""
+    """Return the field of a group: a number, an object with the members, or a list of such objects."""
     kind: Any = float
     if group.members[0].name:
         name = group.name.title().replace("_", "")

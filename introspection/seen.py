@@ -39,6 +39,6 @@ class Seen:
         return self.manifest.labels[self.values.target].label
 
     def block_map(self, quantity: str, index: int) -> FloatArray:
-        """One block's map, [H, W], NaN where null."""
+        """Return one block's map, [H, W], NaN where null."""
         _, height, width = self.manifest.blocks[index].shape
         return self.values.maps[quantity][self.values.slices[index]].reshape(height, width)

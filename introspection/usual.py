@@ -8,7 +8,7 @@ from introspection.seen import Seen
 
 
 def outside_band(seen: Seen, question: Question, index: int) -> dict[str, str] | None:
-    """The scalars asked for that few validation images have as low, or as high, in this block."""
+    """Return the scalars asked for that few validation images have as low, or as high, in this block."""
     if seen.manifest.reference is None:
         return None
     outside = {}
@@ -23,7 +23,7 @@ def outside_band(seen: Seen, question: Question, index: int) -> dict[str, str] |
 
 
 def usual_band(seen: Seen, name: str, index: int) -> tuple[float, float] | None:
-    """The 5th and 95th percentile of a block's scalar over the validation images.
+    """Return the 5th and 95th percentile of a block's scalar over the validation images.
 
     None where that was not measured, or is about another class than this answer.
     """

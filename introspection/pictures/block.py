@@ -64,7 +64,7 @@ class _Row(NamedTuple):
 
 
 def block_picture(seen: Seen, question: Question, index: int) -> Steps[bytes]:
-    """The PNG of the block `index` of the manifest's, each map a step.
+    """Draw the block `index` of the manifest's as PNG, each map a step.
 
     Raises:
         ParameterError: `quantities` names no map, or one that does not exist for the artifact.
@@ -88,7 +88,7 @@ def block_picture(seen: Seen, question: Question, index: int) -> Steps[bytes]:
 
 
 def _num_columns(num_panels: int) -> int:
-    """As few lines as make panels large: one line for four or fewer, two for up to eight."""
+    """Return how many panels share a line: all of four or fewer, else half of them."""
     return num_panels if num_panels <= 4 else -(-num_panels // 2)
 
 
@@ -120,7 +120,7 @@ def _description(manifest: Manifest, block: Block) -> str:
 
 
 def _numbers(seen: Seen, question: Question, index: int) -> list[tuple[str, list[_Row]]]:
-    """The numbers asked for that exist for this block, with what is usual for them, under their headings."""
+    """Return the numbers asked for that exist for this block, with their usual range, by heading."""
     beyond = outside_band(seen, question, index) or {}
     under: dict[str, list[tuple[int, _Row]]] = {}
     for group, member, drawn in _drawn():
@@ -139,7 +139,7 @@ def _numbers(seen: Seen, question: Question, index: int) -> list[tuple[str, list
 
 
 def _drawn() -> Iterator[tuple[Group, Member, Drawn]]:
-    """Every value that a picture of a block can show."""
+    """Yield every value that a picture of a block can show."""
     for group in GROUPS.values():
         for member in group.members:
             if member.drawn:
@@ -147,7 +147,7 @@ def _drawn() -> Iterator[tuple[Group, Member, Drawn]]:
 
 
 def _texts(seen: Seen, group: Group, member: Member, drawn: Drawn, index: int) -> Iterator[tuple[str, str]]:
-    """Label and text of a value of the block, or of each of its ranks; nothing where there is none."""
+    """Yield label and text of a value of the block, or of each of its ranks."""
     name, values = group.full_name(member), seen.values
     if group.ranked:
         first = group.full_name(group.members[0])
@@ -166,14 +166,14 @@ def _texts(seen: Seen, group: Group, member: Member, drawn: Drawn, index: int) -
 
 
 def _usual(seen: Seen, name: str, digits: str, index: int) -> str:
-    """What 5 to 95 % of the validation images gave; empty where there is nothing to compare with."""
+    """Return what 5 to 95 % of the validation images gave; empty where there is nothing to compare with."""
     band = usual_band(seen, name, index) if name in NUMBERS else None
     unsigned = digits.removeprefix("+")
     return f"{band[0]:{unsigned}} to {band[1]:{unsigned}}" if band else ""
 
 
 def _number_strip(groups: Sequence[tuple[str, list[_Row]]]) -> Image.Image:
-    """Groups of numbers side by side; what is unusual is marked, what is usual stands beside it."""
+    """Draw groups of numbers side by side; mark unusual ones, and write the usual range beside them."""
     line_height = 24
     part, draw = blank(WIDTH, 40 + line_height * max(len(rows) for _, rows in groups) + 28)
     width = min((WIDTH - 2 * MARGIN + NUMBER_GAP) // len(groups), MAX_GROUP_WIDTH)
@@ -188,7 +188,7 @@ def _number_strip(groups: Sequence[tuple[str, list[_Row]]]) -> Image.Image:
 
 
 def _draw_row(draw: ImageDraw.ImageDraw, box: tuple[int, int, int], row: _Row) -> None:
-    """Label, number, mark, and what is usual as large as there is room; `box` is left, top and width."""
+    """Draw label, number, mark and usual range, as large as there is room; `box` is left, top and width."""
     left, top, room = box
     write(draw, (left, top), row.label, 15, SOFT, LABEL_WIDTH)
     end = left + LABEL_WIDTH + 2
@@ -203,19 +203,19 @@ def _draw_row(draw: ImageDraw.ImageDraw, box: tuple[int, int, int], row: _Row) -
 
 
 def _largest(text: str, width: int) -> int | None:
-    """The largest of USUAL_SIZES in which a text fits; None if it never does."""
+    """Return the largest of USUAL_SIZES in which a text fits; None if it never does."""
     return next((size for size in USUAL_SIZES if text_width(text, size) <= width), None)
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, place: tuple[int, int], beyond: str) -> None:
-    """A triangle that points up or down."""
+    """Draw a triangle that points up or down."""
     x, y = place
     base, tip = (y + 9, y) if beyond == "above" else (y, y + 9)
     draw.polygon(((x, base), (x + 10, base), (x + 5, tip)), fill=UNUSUAL)
 
 
 def _photograph_panel(seen: Seen, question: Question, width: int) -> Image.Image:
-    """The photograph and the most probable classes."""
+    """Draw the photograph and the most probable classes."""
     image = seen.image
     picture = photograph(image, width, MAX_PANEL_HEIGHT)
     panel, draw = blank(width, PANEL_TITLE + picture.height + PANEL_FOOT)
@@ -230,7 +230,7 @@ def _photograph_panel(seen: Seen, question: Question, width: int) -> Image.Image
 def _map_panel(
     seen: Seen, question: Question, whole: GreyPhotograph, index: int, quantity: str, width: int
 ) -> Image.Image:
-    """One map over the grey photograph, or by itself, with its colour bar."""
+    """Draw one map over the grey photograph, or by itself, with its colour bar."""
     block, row, height = seen.manifest.blocks[index], MAPS[quantity], len(whole.grey)
     bounds = colors_of([seen], question, quantity, block.stage)
     paint = Paint(*bounds, question.colormap or row.colormap, question.alpha)
@@ -248,7 +248,7 @@ def _map_panel(
 
 
 def _line(panels: Sequence[Image.Image], signs: Sequence[str]) -> Image.Image:
-    """Panels side by side, each with its sign in the gap before it."""
+    """Draw panels side by side, each with its sign in the gap before it."""
     part, draw = blank(WIDTH, panels[0].height + GAP)
     middle = (PANEL_TITLE + panels[0].height - PANEL_FOOT) // 2
     for place, (panel, sign) in enumerate(zip(panels, signs, strict=True)):
@@ -265,6 +265,6 @@ def _line(panels: Sequence[Image.Image], signs: Sequence[str]) -> Image.Image:
 
 
 def _signs(maps: Sequence[str]) -> list[str]:
-    """What stands before the photograph and before each map: F + s > output, where all three are shown."""
+    """Return the sign before the photograph and before each map: F + s > output if all three are shown."""
     whole = {"residual", "shortcut", "output"} <= set(maps)
     return ["", *(SIGNS.get(quantity, "") if whole else "" for quantity in maps)]

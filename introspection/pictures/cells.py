@@ -46,7 +46,7 @@ class GreyPhotograph:
 
 
 def cells_of_pixels(block: Block, num_cells: int, crop: int, size: int) -> NDArray[np.int64]:
-    """Along one axis of a picture of the model's input: the cell nearest to each of its `size` pixels.
+    """Return the cell nearest to each of `size` pixels, along one axis of a picture of the model's input.
 
     Args:
         num_cells: of the map along this axis.
@@ -60,7 +60,7 @@ def cells_of_pixels(block: Block, num_cells: int, crop: int, size: int) -> NDArr
 def overlay(
     values_HW: FloatArray, block: Block, crop: int, grey: NDArray[np.uint8], paint: Paint
 ) -> NDArray[np.uint8]:
-    """The map's cells over a grey picture [height, width] of the model's input; RGB [height, width, 3].
+    """Draw the map's cells over a grey picture [height, width] of the model's input; RGB [height, width, 3].
 
     Cells are drawn as cells, at the place where they look. Colour and photograph are mixed as the paint's
     `alpha` says, and nothing is stretched afterwards. Cells that are null are hatched.
@@ -77,7 +77,7 @@ def overlay(
 def overlay_whole(
     values_HW: FloatArray, block: Block, crop: int, whole: GreyPhotograph, paint: Paint
 ) -> NDArray[np.uint8]:
-    """As `overlay`, over the whole photograph, whose part that the model never saw is pale and hatched."""
+    """Draw as `overlay`, over the whole photograph; the part that the model never saw is pale and hatched."""
     x0, y0, x1, y1 = whole.box
     picture = _unseen_pale(np.repeat(whole.grey[..., None].astype(np.float64), 3, axis=-1), whole.box)
     seen = whole.grey[y0:y1, x0:x1]
@@ -86,7 +86,7 @@ def overlay_whole(
 
 
 def raw_cells(values_HW: FloatArray, size: int, paint: Paint) -> NDArray[np.uint8]:
-    """The map by itself, all cells of one size; RGB [size, size, 3]. Null cells are hatched white."""
+    """Draw the map by itself, all cells of one size; RGB [size, size, 3]. Null cells are hatched white."""
     rows, columns = (np.arange(size) * cells // size for cells in values_HW.shape)
     colors = _colors(values_HW, paint)[np.ix_(rows, columns)]
     null = np.isnan(colors)
@@ -94,7 +94,7 @@ def raw_cells(values_HW: FloatArray, size: int, paint: Paint) -> NDArray[np.uint
 
 
 def grey_input(image: Preprocessed, size: int) -> NDArray[np.uint8]:
-    """What the model saw, grey, [size, size]; as sharp as the photograph if that was kept.
+    """Return what the model saw, grey, [size, size]; as sharp as the photograph if that was kept.
 
     It is paler than the photograph, so that under a map colours tell values and not light and shade.
     """
@@ -103,13 +103,13 @@ def grey_input(image: Preprocessed, size: int) -> NDArray[np.uint8]:
 
 
 def grey_photograph(image: Preprocessed, width: int, height: int) -> GreyPhotograph:
-    """The whole photograph, as large as fits, grey and as pale as `grey_input`."""
+    """Return the whole photograph, as large as fits, grey and as pale as `grey_input`."""
     source, size, box = _fitted(image, width, height)
     return GreyPhotograph(_pale_grey(source, size), box)
 
 
 def photograph(image: Preprocessed, width: int, height: int) -> Image.Image:
-    """The whole photograph, as large as fits, with what the model never saw made pale and hatched."""
+    """Return the whole photograph, as large as fits, with what the model never saw made pale and hatched."""
     source, size, box = _fitted(image, width, height)
     picture = np.asarray(_resized(source, size), np.float64)
     return Image.fromarray(_unseen_pale(picture, box))
@@ -118,7 +118,7 @@ def photograph(image: Preprocessed, width: int, height: int) -> Image.Image:
 def _fitted(
     image: Preprocessed, width: int, height: int
 ) -> tuple[Image.Image, tuple[int, int], tuple[int, int, int, int]]:
-    """The photograph, the size at which it fits, and the model's box there.
+    """Return the photograph, the size at which it fits, and the model's box there.
 
     Without the original it is the model's input, all of which was seen.
     """
@@ -134,7 +134,7 @@ def _fitted(
 
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """For the eye: a large photograph is first averaged down to about three times the size, for speed."""
+    """Resize for the eye; a large photograph is first averaged down to three times the size, for speed."""
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
@@ -144,7 +144,7 @@ def _pale_grey(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]
 
 
 def _unseen_pale(picture: FloatArray, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """RGB with all that lies outside of the box made pale and hatched."""
+    """Return RGB with all that lies outside of the box made pale and hatched."""
     x0, y0, x1, y1 = box
     unseen = np.ones(picture.shape[:2], bool)
     unseen[y0:y1, x0:x1] = False
@@ -152,7 +152,7 @@ def _unseen_pale(picture: FloatArray, box: tuple[int, int, int, int]) -> NDArray
 
 
 def color_bar(width: int, height: int, colormap: ColormapName, alpha: float) -> Image.Image:
-    """The colours from the least value to the largest, left to right.
+    """Draw the colours from the least value to the largest, left to right.
 
     With `alpha` < 1 the lower half shows them as they look over the middle grey of a photograph.
     """
@@ -163,14 +163,14 @@ def color_bar(width: int, height: int, colormap: ColormapName, alpha: float) -> 
 
 
 def _colors(values_HW: FloatArray, paint: Paint) -> FloatArray:
-    """RGB [H, W, 3]; of a map without any range (all zero) the lowest colour."""
+    """Return RGB [H, W, 3]; a map without any range (all zero) has the lowest colour."""
     vmin, vmax = paint.vmin, paint.vmax
     unit = (values_HW - vmin) / (vmax - vmin) if vmax > vmin else values_HW * 0
     return colorize(unit, paint.colormap)
 
 
 def _hatched(rgb: FloatArray, where: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Diagonal lines on the part of a picture that `where` [height, width] marks."""
+    """Draw diagonal lines on the part of a picture that `where` [height, width] marks."""
     shape: Sequence[int] = rgb.shape
     diagonal = (np.arange(shape[0])[:, None] + np.arange(shape[1])) % HATCH_PITCH < HATCH_WIDTH
     lines = (where & diagonal)[..., None]

@@ -41,7 +41,7 @@ _CONTROL_POINTS = {
 
 
 def colorize(values: NDArray[np.floating], name: ColormapName) -> NDArray[np.float64]:
-    """RGB in 0 .. 255, shape [..., 3], of values in [0, 1]; what lies outside is clipped, NaN stays NaN."""
+    """Return RGB, 0 .. 255, [..., 3], for values in [0, 1]; values outside are clipped, NaN stays NaN."""
     unit = np.clip(np.asarray(values, np.float64), 0, 1)
     if name == "jet":
         distance: NDArray[np.float64] = np.abs(4 * unit[..., None] - np.array([3.0, 2.0, 1.0]))

@@ -59,7 +59,7 @@ class Subject(NamedTuple):
 
 
 def comparison_picture(pair: tuple[Subject, Subject], question: Question) -> bytes:
-    """The PNG: both photographs and their predictions, then for every quantity two tiles a block.
+    """Draw both photographs and their predictions, then for every quantity two tiles a block, as PNG.
 
     Raises:
         ParameterError: as of `compared_maps`.
@@ -71,7 +71,7 @@ def comparison_picture(pair: tuple[Subject, Subject], question: Question) -> byt
 
 
 def compared_maps(question: Question, manifest: Manifest) -> tuple[str, ...]:
-    """The maps that the picture shows.
+    """Return the maps that the picture shows.
 
     Raises:
         ParameterError: only scalars are named, a map that does not exist for the artifact, or too many tiles.
@@ -104,7 +104,7 @@ def _header(pair: tuple[Subject, Subject], question: Question) -> Image.Image:
 
 
 def _section(pair: tuple[Subject, Subject], question: Question, quantity: str) -> list[Image.Image]:
-    """Title, legend and colour bar of one quantity, then its pairs of tiles."""
+    """Draw title, legend and colour bar of one quantity, then its pairs of tiles."""
     both, manifest = [subject.seen for subject in pair], pair[0].seen.manifest
     by_stage = blocks_by_stage(manifest, question)
     counts = [len(indices) for indices in by_stage.values()]
@@ -129,7 +129,7 @@ def _pair(
     greys: Sequence[NDArray[np.uint8]],
     bounds: Bounds,
 ) -> Image.Image:
-    """One block of both images: its name, its two numbers, and its two maps in the same colours."""
+    """Draw one block of both images: its name, its two numbers, and its two maps in the same colours."""
     block, size, digits = both[0].manifest.blocks[index], len(greys[0]), number_format(quantity)
     pair = Image.new("RGB", (2 * size + SEAM, size + TITLE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(pair)

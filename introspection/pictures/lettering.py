@@ -11,7 +11,7 @@ from PIL import ImageDraw, ImageFont
 def write(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, fill: str, room: int
 ) -> int:
-    """One line of text, cut with an ellipsis to `room` pixels; returns the width it took."""
+    """Write one line of text, cut with an ellipsis to `room` pixels; return the width it took."""
     shown = plain(text)
     while shown and text_width(shown, size) > room:
         shown = shown.removesuffix("…")[:-1].rstrip() + "…" if len(shown) > 1 else ""
@@ -20,12 +20,12 @@ def write(
 
 
 def text_width(text: str, size: int) -> float:
-    """Pixels that one line takes; `text` has only letters that `plain` leaves, and ellipses."""
+    """Return the pixels that one line takes; `text` has only letters that `plain` leaves, and ellipses."""
     return font_of(size).getlength(text)
 
 
 def wrapped(text: str, size: int, room: int) -> list[str]:
-    """Lines of at most `room` pixels."""
+    """Break a text into lines of at most `room` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -37,7 +37,7 @@ def wrapped(text: str, size: int, room: int) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text in the letters that Pillow's built-in font has: accents are taken off, the rest becomes `?`."""
+    """Return a text in the letters of Pillow's built-in font: without accents, `?` for letters it lacks."""
     letters = unicodedata.normalize("NFKD", " ".join(text.split()))
     return "".join(
         letter if letter == "·" or (letter.isascii() and letter.isprintable()) else "?"

@@ -35,7 +35,7 @@ def blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def stacked(parts: Sequence[Image.Image]) -> Image.Image:
-    """One under the other, with a margin above and below."""
+    """Put parts one under the other, with a margin above and below."""
     height = 2 * MARGIN + sum(part.height for part in parts)
     sheet = Image.new("RGB", (max(part.width for part in parts), height), PAPER)
     top = MARGIN
@@ -58,7 +58,7 @@ def draw_predictions(
     chosen: int,
     size: int = 16,
 ) -> None:
-    """A line for each prediction: label, bar, logit, percentage; the class `chosen` in the accent's colour.
+    """Draw a line for each prediction: label, bar, logit, percentage; the class `chosen` in an accent colour.
 
     Args:
         box: left, top and right.
@@ -88,7 +88,7 @@ def draw_color_bar(
     quantity: str,
     bounds: Bounds | None,
 ) -> None:
-    """The colour bar, with its unit above and the values at its ends and middle below.
+    """Draw the colour bar, with its unit above and the values at its ends and middle below.
 
     Args:
         box: left, top and width of the bar itself; the unit takes 22 pixels above it, the values 24 below.
@@ -115,7 +115,7 @@ def draw_color_bar(
 
 
 def notes(manifest: Manifest, question: Question, image: Preprocessed) -> str:
-    """What is unusual about this picture: what the model never saw, whose scale it has, changed gates."""
+    """Return what is unusual about this picture: unseen pixels, the scale, changed gates."""
     found = []
     if image.original is not None and tuple(image.model_box) != (0, 0, image.width, image.height):
         found.append("Hatched: outside of the model's crop, never seen.")
@@ -130,7 +130,7 @@ def notes(manifest: Manifest, question: Question, image: Preprocessed) -> str:
 
 
 def chosen_maps(question: Question, manifest: Manifest, otherwise: tuple[str, ...]) -> tuple[str, ...]:
-    """The maps that `quantities` names, or `otherwise` if it names nothing.
+    """Return the maps that `quantities` names, or `otherwise` if it names nothing.
 
     Raises:
         ParameterError: only scalars are named, or a map that does not exist for the artifact.
@@ -147,31 +147,31 @@ def chosen_maps(question: Question, manifest: Manifest, otherwise: tuple[str, ..
 
 
 def title_of(quantity: str, label: str) -> str:
-    """The quantity's name; `label` is the class that a contribution is about."""
+    """Return the quantity's name; `label` is the class that a contribution is about."""
     row = MAPS[quantity]
     return row.title_for.format(label) if row.title_for else row.title
 
 
 def number_format(quantity: str) -> str:
-    """How the number of a whole block that goes with a map is written."""
+    """Return how the number of a whole block that goes with a map is written."""
     _, member = NUMBERS[MAPS[quantity].number]
     return member.drawn.digits if member.drawn else ".3g"
 
 
 def number_of(values: Values, quantity: str, index: int) -> str:
-    """The number of a whole block that goes with its map, and its name."""
+    """Return the number of a whole block that goes with its map, and its name."""
     row = MAPS[quantity]
     value = values.scalars[row.number][index]
     return f"{row.word} {value:{number_format(quantity)}}" if np.isfinite(value) else f"{row.word}: none"
 
 
 def kind_of(block: Block) -> str:
-    """The kind of a block's shortcut, in words."""
+    """Return the kind of a block's shortcut, in words."""
     return "no shortcut" if block.shortcut == "none" else block.shortcut
 
 
 def decomposition_text(parts: Mapping[str, float]) -> str:
-    """What the target's logit is the sum of, in one line; `parts` as a `Decomposition` or an answer has."""
+    """Return the target's logit as a sum, in one line; `parts` as a `Decomposition` or a document has."""
     names = ("blocks", "shortcut_biases", "head_bias")
     terms = "".join(
         f" {'-' if parts[name] < 0 else '+'} {name.replace('_', ' ')} {abs(parts[name]):.2f}"

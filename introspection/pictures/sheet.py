@@ -55,7 +55,7 @@ MAX_TILES = 1000  # of a picture: about six seconds, and 250 MB until it is PNG
 
 
 def contact_sheet(seen: Seen, question: Question) -> Steps[bytes]:
-    """The PNG: photograph and predictions, then for every quantity one tile a block, each tile a step.
+    """Draw photograph and predictions, then for every quantity one tile a block, as PNG; each tile is a step.
 
     Raises:
         ParameterError: as of `sheet_quantities`.
@@ -67,7 +67,7 @@ def contact_sheet(seen: Seen, question: Question) -> Steps[bytes]:
 
 
 def sheet_quantities(question: Question, manifest: Manifest) -> tuple[str, ...]:
-    """The maps that a sheet shows: those named; if none is, `share`, or `residual` where there is no share.
+    """Return the maps that a sheet shows: those named, else `share`, or `residual` if there is no share.
 
     Raises:
         ParameterError: only scalars are named, a map that does not exist for the artifact, or too many tiles.
@@ -88,7 +88,7 @@ def check_tiles(num_tiles: int) -> None:
 
 
 def packed(counts: Sequence[int]) -> tuple[int, list[list[int]]]:
-    """How stages with so many blocks share a sheet: its columns, and the stages that stand side by side.
+    """Return how stages of these lengths share a sheet: the number of columns, and the stages of each line.
 
     As many columns as the longest stage has blocks; where those would be too many, the number that takes
     the fewest rows, and of these the smallest, for its larger tiles.
@@ -139,7 +139,7 @@ def subtitle(manifest: Manifest, image: Preprocessed) -> str:
 
 
 def _section(seen: Seen, question: Question, quantity: str) -> Steps[list[Image.Image]]:
-    """Title, legend and colour bar of one quantity, then its tiles."""
+    """Draw title, legend and colour bar of one quantity, then its tiles."""
     scales = scales_of([seen], question, quantity)
     title = section_title([seen], question, quantity, scales)
     by_stage = blocks_by_stage(seen.manifest, question)
@@ -159,7 +159,7 @@ def _section(seen: Seen, question: Question, quantity: str) -> Steps[list[Image.
 def section_title(
     several: Sequence[Seen], question: Question, quantity: str, scales: Scales, width: int = WIDTH
 ) -> Image.Image:
-    """What is shown, what it means, and its colours; of several images if they share a scale."""
+    """Draw what is shown, what it means, and its colours; of several images if they share a scale."""
     bar_left = width - MARGIN - BAR_WIDTH
     lines = wrapped(MAPS[quantity].legend, 15, bar_left - MARGIN - 60)
     if quantity == "contribution":
@@ -177,7 +177,7 @@ def section_title(
 
 
 def blocks_by_stage(manifest: Manifest, question: Question) -> dict[int, list[int]]:
-    """The blocks asked for, stage by stage."""
+    """Return the blocks asked for, stage by stage."""
     by_stage: dict[int, list[int]] = {}
     for index in question.blocks:
         by_stage.setdefault(manifest.blocks[index].stage, []).append(index)
@@ -187,7 +187,7 @@ def blocks_by_stage(manifest: Manifest, question: Question) -> dict[int, list[in
 def line_of(
     groups: Sequence[tuple[str, list[Image.Image]]], columns: int, gap: int = GAP, page: int = WIDTH
 ) -> Image.Image:
-    """Groups of tiles side by side, each under its heading; a group longer than the line goes on below."""
+    """Draw groups of tiles side by side, each under its heading; a longer group goes on below."""
     width, height = groups[0][1][0].size
     num_rows = max(-(-len(tiles) // columns) for _, tiles in groups)
     part, draw = blank(page, 30 + num_rows * (height + GAP) + 6)
@@ -205,7 +205,7 @@ def line_of(
 
 
 def stage_heading(manifest: Manifest, scales: Scales, stage: int) -> str:
-    """Stage, shape, and the range of the colours where every stage has its own."""
+    """Return stage and shape, and the range of the colours if every stage has its own."""
     channels, height, width = next(block for block in manifest.blocks if block.stage == stage).shape
     scale = ""
     if scales.common is None:
@@ -217,7 +217,7 @@ def stage_heading(manifest: Manifest, scales: Scales, stage: int) -> str:
 def _tile(
     seen: Seen, question: Question, quantity: str, index: int, grey: NDArray[np.uint8], bounds: Bounds
 ) -> Image.Image:
-    """One block: its name, its number, and its map over the grey photograph."""
+    """Draw one block: its name, its number, and its map over the grey photograph."""
     block, size = seen.manifest.blocks[index], len(grey)
     tile = Image.new("RGB", (size, size + TITLE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(tile)
@@ -232,7 +232,7 @@ def _tile(
 def cells_over(
     seen: Seen, question: Question, quantity: str, index: int, grey: NDArray[np.uint8], bounds: Bounds
 ) -> NDArray[np.uint8]:
-    """The map of a block over what the model saw, or by itself, as the question says; RGB [size, size, 3]."""
+    """Draw a block's map over what the model saw, or by itself; RGB [size, size, 3]."""
     values = seen.block_map(quantity, index)
     paint = Paint(*bounds, question.colormap or MAPS[quantity].colormap, question.alpha)
     if question.render == "raw":

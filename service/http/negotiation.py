@@ -9,9 +9,9 @@ from service.errors import NotAcceptable
 
 
 def negotiate(accept: Sequence[str]) -> Form:
-    """The form whose media type the client likes best; JSON if it does not say.
+    """Return the form whose media type the client likes best; JSON if it does not say.
 
-    Of equally liked ones that which is named most exactly, then the first of FORMS (RFC 9110, 12.5.1).
+    Among equally liked forms, prefer the one named most exactly, then the first of FORMS (RFC 9110, 12.5.1).
 
     Raises:
         NotAcceptable: it accepts none of them.
@@ -36,7 +36,7 @@ def negotiate(accept: Sequence[str]) -> Form:
 
 
 def _media_range(text: str) -> tuple[str, float]:
-    """`image/*;q=0.5` -> ("image/*", 0.5); a quality that is no number counts as 1."""
+    """Return ("image/*", 0.5) for `image/*;q=0.5`; a quality that is no number counts as 1."""
     name, *parameters = (part.strip().lower() for part in text.split(";"))
     for parameter in parameters:
         key, _, value = parameter.partition("=")

@@ -135,7 +135,7 @@ async def _introspect(
 async def _without_blocks(
     serving: Serving, model: LoadedModel, question: Question, ran: Ran, deadline: float
 ) -> tuple[LesionLogits | None, Ran]:
-    """The logits without each block, if asked for; the time that they took counts as the run's inference."""
+    """Return the logits without each block, if asked for; their time counts as the run's inference."""
     started = time.monotonic()
     logits = [
         logits_K
@@ -158,7 +158,7 @@ def _seen(
     lesions: LesionLogits | None,
     started: float,
 ) -> Seen:
-    """What came of the image; `started` is when the request was read."""
+    """Return what came of the image; `started` is when the request was read."""
     [image], [result] = ran.images, ran.results
     timing_ms = {
         "decode": ran.stages.decode_ms,
@@ -173,7 +173,7 @@ def _seen(
 def measured(
     manifest: Manifest, question: Question, outputs: Row, lesions: LesionLogits | None = None
 ) -> Values:
-    """`measure`; if activations are not finite because of gates, that is the client's mistake.
+    """Measure; if activations are not finite because of gates, that is the client's mistake.
 
     Raises:
         ParameterError: activations are not finite, and gates were given.
