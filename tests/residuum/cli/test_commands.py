@@ -1,4 +1,4 @@
-"""The command line as a person uses it: a process, its output, its exit code."""
+"""The command line as a person uses it: its output, its exit code, and what only a process shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import termios
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,20 @@ from tests.support.networks import liven, metadata_for
 RANDOM = ("--weights", "random", "-o", "x")
 
 
-def residuum(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def residuum(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which imports its modules once, and return what a process would."""
+    command = [str(argument) for argument in arguments]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(command)
+    said = []
+    for stream in (out, err):
+        stream.flush()
+        said.append(stream.detach().getvalue().decode())  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(command, code, *said)
+
+
+def residuum_process(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "residuum", *map(str, arguments)]
     return subprocess.run(
         command,
@@ -345,7 +358,7 @@ def test_export_prunes_and_fine_tunes(
 
 
 def test_bench_ends_with_json(artifact: Path) -> None:
-    done = residuum("bench", "--quick", "--seconds", "0.02", "--batch", "2", "--model", artifact)
+    done = residuum_process("bench", "--quick", "--seconds", "0.02", "--batch", "2", "--model", artifact)
     assert done.returncode == 0, done.stderr
     (model,) = json.loads(done.stdout.splitlines()[-1])["models"]
     assert 40e6 < model["macs"] < 42e6  # He et al. 2016: ResNet-20 has 41 M
@@ -406,7 +419,7 @@ def test_mistakes_are_one_line_and_exit_2(
 
 
 def test_so_it_is_in_a_process(tmp_path: Path) -> None:
-    done = residuum("classify", "x.jpg", "--model", "nothing", cwd=tmp_path)
+    done = residuum_process("classify", "x.jpg", "--model", "nothing", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
 
@@ -423,5 +436,5 @@ def test_compare_names_the_image_that_it_cannot_read(
 
 def test_json_goes_through_a_pipe_whole(artifact: Path, photograph: Path) -> None:
     """UTF-8, and nothing else on standard output."""
-    done = residuum("introspect", photograph, "--model", artifact, "--json")
+    done = residuum_process("introspect", photograph, "--model", artifact, "--json")
     assert json.load(io.StringIO(done.stdout))["model"]["name"] == "resnet20"
