@@ -578,7 +578,7 @@ _GROUPS = (
                 signed=True,
                 optional=False,
                 of_target=True,
-                drawn=Drawn("Channels, for: {}", 0, "channel {}", "+.3f"),
+                drawn=Drawn("Channels, for: {}", 0, "no. {}", "+.3f"),
             ),
         ),
         written="the largest Σ_p gradient × F over the positions of a channel",

@@ -25,6 +25,7 @@ from introspection.schemas import Introspection
 from introspection.steps import finish
 from models.pixels import normalised
 from models.resnet import ResNet, build
+from residuum.cli.blocks import print_blocks
 from tests.export.test_hooks import hooked, manifest_of
 from tests.support.frozen import ROWS, FrozenNetwork
 from tests.support.measured import random_blocks, seen
@@ -141,3 +142,17 @@ def test_networks_without_contributions_have_another_reason(variant: Any) -> Non
     case = random_blocks(SHAPES, variant=variant)
     reason = why_absent("top_channels", case.manifest)
     assert reason == why_absent("contribution", case.manifest) != NOT_EXPORTED
+
+
+def test_the_terminal_shows_the_best(
+    measured: tuple[Values, Manifest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, manifest = measured
+    document = answer(
+        seen(values, manifest), resolve(IntrospectQuery(quantities="top_channels,share"), manifest)
+    )
+    print_blocks(document, {})
+    printed = capsys.readouterr().out
+    best = document["blocks"][0]["top_channels"][0]
+    assert f"{best['channel']}: {best['sum']:+.2f}" in printed
+    assert "top channels: the channels that add most" in printed
