@@ -1,6 +1,6 @@
-"""Accuracy on labelled images, and the gate that says how much of it a precision may lose.
+"""Accuracy on labelled images, and the gate that limits how much of it a precision may lose.
 
-Logits come in as arrays (`export.emulate.run_as_written`), so that no graph is run twice.
+The functions take logits as arrays (`export.emulate.run_as_written`), so that no graph is run twice.
 
 Shapes: N batch, K classes.
 """
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from artifact.manifest import Accuracy, Precision
 from export.verify import GateError
 
-# Points of top-1, as fractions, that a precision may lose against the fp32 graph of the same weights.
+# Allowed loss of top-1, as a fraction, against the fp32 graph of the same weights.
 ALLOWED_LOSS: dict[Precision, float] = {"fp16": 0.001, "bf16": 0.001, "int8": 0.003, "int8-trt": 0.003}
-# On fewer images than these, chance is allowed for: one-sided, 95 %.
+# On fewer images the gate allows for chance as well: one-sided, 95 %.
 ENOUGH_IMAGES = 10_000
-NEEDED_AGREEMENT = 0.9  # with fp32's top class, where there are no labels: what is broken is far below
+NEEDED_AGREEMENT = 0.9  # with fp32's top class, without labels; a broken graph is far below
 QUANTILE = 1.645
 
 
@@ -29,7 +29,7 @@ def score(
     dataset: str,
     reference_NK: NDArray[np.float32] | None = None,
 ) -> Accuracy:
-    """Top-1 and top-5, and with the fp32 graph's logits for `reference` how often both say the same."""
+    """Return top-1 and top-5, and the agreement with `reference`, the logits of the fp32 graph, if given."""
     ranks = _ranks(logits_NK, labels_N)
     agreement = None
     if reference_NK is not None:
@@ -51,13 +51,13 @@ def check_accuracy(
     *,
     allow_loss: bool = False,
 ) -> str:
-    """One sentence for people: why the precision passes.
+    """Return one sentence for people on why the precision passes.
 
-    Both graphs saw the same images, so what chance can do to the difference depends only on those of them
-    that one graph gets right and the other wrong: a standard error of sqrt(their number) / N.
+    Both graphs saw the same images. So the standard error of the difference is sqrt(n) / N, where n counts
+    the images that exactly one of the graphs gets right.
 
     Raises:
-        GateError: it loses more than ALLOWED_LOSS, chance included, and `allow_loss` is not given.
+        GateError: it loses more than ALLOWED_LOSS and chance together, and `allow_loss` is not given.
     """
     right, fp32_right = (_ranks(logits, labels_N) < 1 for logits in (logits_NK, fp32_NK))
     num_images = len(labels_N)
@@ -73,7 +73,7 @@ def check_accuracy(
     limit = f"{100 * allowed:.1f} is allowed"
     if chance:
         limit += f", and {100 * chance:.2f} more for chance on so few images"
-    # Tolerant of nothing but the rounding of fractions of N.
+    # 1e-9 is for the rounding of fractions of N.
     if loss <= allowed + chance + 1e-9:
         return f"{measured}; {limit}."
     if allow_loss:
@@ -89,10 +89,10 @@ def check_agreement(
     *,
     allow_loss: bool = False,
 ) -> str:
-    """Where no image has a label: one sentence for people.
+    """Return one sentence for people on why the precision passes, from images without labels.
 
     Raises:
-        GateError: the two give the same top class too rarely, and `allow_loss` is not given.
+        GateError: the graphs agree on the top class too rarely, and `allow_loss` is not given.
     """
     agreement = float((logits_NK.argmax(1) == fp32_NK.argmax(1)).mean())
     measured = (
@@ -107,7 +107,7 @@ def check_agreement(
 
 
 def _ranks(logits_NK: NDArray[np.float32], labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many classes are not below the right one, itself left out: ties and NaN count against it."""
+    """Return how many other classes are not below the right one: ties and NaN count against it."""
     own_N1 = np.take_along_axis(logits_NK, labels_N[:, None], 1)
     ranks: NDArray[np.int64] = (~(logits_NK < own_N1)).sum(1) - 1
     return ranks

@@ -1,12 +1,12 @@
-"""What every block contributes to the logit of one class, as a forward computation: no autograd.
+"""The contribution of each block to the logit of one class, as a forward computation without autograd.
 
-Freeze the masks of the ReLUs on the way of the shortcuts. Then the logit is linear in the branches: its
-gradient goes back along the shortcuts only, and a block contributes that gradient times its F. Written out,
-any engine runs it.
+Freeze the masks of the ReLUs on the path of the shortcuts. Then the logit is linear in the branches: its
+gradient goes back along the shortcuts only, and a block contributes this gradient times its F. The gradient
+is written out as forward operators, so any engine can run it.
 
-logit = head's bias + contributions of all blocks + that of the stem + biases on the way, to rounding.
+logit = head's bias + contributions of all blocks + that of the stem + biases on the path, up to rounding.
 
-All of it is float32, whatever the precision: a gradient spread over positions is below fp16's normal range.
+All of this is float32 in every precision: a gradient spread over positions is below fp16's normal range.
 
 Shapes: N batch, C channels, H W space, P positions of all blocks one after another (`manifest.map_slices`).
 """
@@ -84,10 +84,10 @@ def attribute(model: ResNet, layers: Sequence[LayerTaps], target_N: Tensor) -> A
 
 
 def _back(layer: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """From a layer's output to its input x, masks frozen; and what its constants add to the logit, [N].
+    """Return the gradient at a layer's input x, masks frozen, and what its constants add to the logit, [N].
 
     Raises:
-        TypeError: a kind of layer that no shortcut is made of.
+        TypeError: no shortcut has a layer of this kind.
     """
     if isinstance(layer, nn.Sequential):
         children = list(layer)
@@ -105,7 +105,7 @@ def _back(layer: nn.Module, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor
 
 
 def _back_through_conv(conv: nn.Conv2d, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """A transposed 1x1 convolution: the same with the weights' axes swapped, then zeros between the cells."""
+    """Transpose a 1x1 convolution: swap the axes of its weight, then put zeros between the cells."""
     assert conv.kernel_size == (1, 1)
     added = torch.zeros(1) if conv.bias is None else (gradient.sum((2, 3)) * conv.bias.float()).sum(1)
     gradient = F.conv2d(gradient, conv.weight.float().transpose(0, 1))
@@ -113,7 +113,7 @@ def _back_through_conv(conv: nn.Conv2d, x: Tensor, gradient: Tensor) -> tuple[Te
 
 
 def _back_through_pool(pool: nn.AvgPool2d, x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """To every pixel of a window its share; windows at the edge may have fewer, or there is none."""
+    """Give each pixel of a window its share; windows at the edge may have fewer pixels."""
     stride = pool.kernel_size
     assert isinstance(stride, int)
     assert stride == pool.stride
@@ -138,7 +138,7 @@ def _back_through_pad(pad: PadChannels, x: Tensor, gradient: Tensor) -> tuple[Te
 
 
 def _spread(gradient: Tensor, stride: int, like: Tensor, fill: bool) -> Tensor:
-    """Each cell to stride x stride pixels, all of them or the first only, cut to the size of `like`."""
+    """Copy each cell to stride x stride pixels, or to the first one only, and cut to the size of `like`."""
     if stride == 1:
         return gradient
     for axis in (2, 3):

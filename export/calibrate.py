@@ -1,8 +1,8 @@
-"""The ranges of a graph's tensors over given images, each chosen for the least squared rounding error.
+"""The ranges of a graph's tensors over given images, chosen to minimise the squared rounding error.
 
-Two passes, a few images at a time: one finds the extremes, one fills histograms between them. Nothing but the
-histograms is kept, so memory does not grow with the number of images (onnxruntime's calibrators keep every
-tensor of every image: onnxruntime#10503).
+Two passes go over the images, a few at a time: the first finds the extremes, the second fills histograms
+between them. Only histograms are kept, so memory does not grow with the number of images; onnxruntime's
+calibrators keep every tensor of every image (onnxruntime#10503).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from export.emulate import open_session
 
 NUM_BINS = 2048
-_SHARES = tuple(float(share) for share in np.linspace(0.3, 1, 36))  # of a range, that are tried
+_SHARES = tuple(float(share) for share in np.linspace(0.3, 1, 36))  # of the whole range, as candidates
 _CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Range:
-    """Of a tensor's values; 0 is always in it, so that padding is exact."""
+    """The range of a tensor's values; it always contains 0, so that padding is exact."""
 
     low: float
     high: float
@@ -35,10 +35,10 @@ Pass = Callable[[], Iterator[dict[str, NDArray[np.float32]]]]
 
 
 def calibrate(observations: Pass, num_levels: int, signed: bool) -> dict[str, Range]:
-    """The range of every tensor, for `num_levels` even steps; `signed`: as far below 0 as above.
+    """Return the range of every tensor for `num_levels` even steps; `signed`: symmetric around 0.
 
     Args:
-        observations: called twice; each time gives the tensors' values by name, a few images at a time.
+        observations: called twice; yields the tensors' values by name, a few images at a time.
     """
     lows: dict[str, float] = {}
     highs: dict[str, float] = {}
@@ -60,7 +60,7 @@ def calibrate(observations: Pass, num_levels: int, signed: bool) -> dict[str, Ra
 def observe(
     proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8], tensors: Sequence[str]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """The values of `tensors`, a few images at a time, Q and DQ in floating point."""
+    """Yield the values of `tensors` for a few images at a time; Q and DQ run in floating point."""
     extended = onnx.ModelProto()
     extended.CopyFrom(proto)
     del extended.graph.output[:]
@@ -76,7 +76,7 @@ def observe(
 
 
 def _best_range(counts: NDArray[np.float64], whole: Range, num_levels: int, signed: bool) -> Range:
-    """Of the whole range shrunk by each share, on either side, the one with the least squared error."""
+    """Return the range with the least squared error; candidates are the whole range shrunk on either side."""
     centres = whole.low + (np.arange(NUM_BINS) + 0.5) * (whole.high - whole.low) / NUM_BINS
 
     def error(candidate: Range) -> float:
@@ -84,7 +84,7 @@ def _best_range(counts: NDArray[np.float64], whole: Range, num_levels: int, sign
         if not step > 0:
             return math.inf
         rounded = np.clip(np.round(centres / step) * step, candidate.low, candidate.high)
-        # Within a step, what is left is spread evenly; the bins may be wider than the step.
+        # Values are uniform within a bin, and a bin may be wider than the step.
         width = (whole.high - whole.low) / NUM_BINS
         return float((counts * ((centres - rounded) ** 2 + (width**2) / 12)).sum())
 
@@ -99,7 +99,7 @@ def _best_range(counts: NDArray[np.float64], whole: Range, num_levels: int, sign
 def channel_means(
     proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8], tensors: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """The mean over images and positions of each channel of `tensors`, which are [N, C, ...]."""
+    """Return the mean over images and positions of each channel of `tensors`, which are [N, C, ...]."""
     sums: dict[str, NDArray[np.float64]] = {}
     for values in observe(proto, images_NHW3, tensors):
         for name, value in values.items():

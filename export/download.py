@@ -1,7 +1,7 @@
-"""Files from the network into a cache: resumed after a cut, verified, whole or not at all.
+"""Downloads into a cache: resumed after an interruption, verified, and whole or not at all.
 
-Knows HTTP and hashes; knows nothing of models. A cached file lies at `cache/HOST/PATH` with its SHA-256
-beside it, and is used as it is from then on: nobody asks the server whether it has a newer one.
+The module knows HTTP and hashes, and nothing of models. A cached file is at `cache/HOST/PATH` with its
+SHA-256 beside it. Later calls use it without asking the server for a newer version.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from platformdirs import user_cache_path
 
 from artifact.errors import ResiduumError
 
-ATTEMPTS = 4  # in a row that bring next to nothing
-PROGRESS_BYTES = 2**20  # an attempt that came as much further than all before does not count
+ATTEMPTS = 4  # in a row that bring less than PROGRESS_BYTES
+PROGRESS_BYTES = 2**20  # an attempt that brings as many new bytes restarts the count
 RETRY_DELAY_S = 0.5  # before the second attempt; doubled before each later one
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -32,11 +32,11 @@ Progress = Callable[[str, int, int | None], None]  # the file's name, bytes so f
 
 
 class DownloadError(ResiduumError):
-    """The file cannot be had; the message names the URL and says what to do."""
+    """The file cannot be downloaded; the message names the URL and says what to do."""
 
 
 class _Missing(DownloadError):
-    """The server has no such file, and will not have it if asked again."""
+    """The server has no such file; another attempt would not help."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Download:
     """A file in the cache.
 
     Attributes:
-        verified: its SHA-256 is what the caller expected (from a table of published ones), or what the hub
-            announced in its own header. False: nobody told one, so only the length was checked.
+        verified: the SHA-256 is the one that the caller expected, or that the hub's header announced. False:
+            none was known, so only the length was checked.
     """
 
     path: Path
@@ -55,12 +55,12 @@ class Download:
 
 
 def default_cache() -> Path:
-    """Where this platform keeps caches: `~/.cache/residuum` on Linux."""
+    """Return this platform's directory for caches: `~/.cache/residuum` on Linux."""
     return user_cache_path("residuum", appauthor=False)
 
 
 def cache_path(cache: Path, url: str) -> Path:
-    """Where a URL's file lies.
+    """Return the path of a URL's file.
 
     Raises:
         DownloadError: not an http or https URL of a file.
@@ -85,12 +85,12 @@ def download(
     progress: Progress | None = None,
     retry_delay_s: float = RETRY_DELAY_S,
 ) -> Download:
-    """The file from the first of `urls` that has it, in the cache already or else fetched.
+    """Return the file from the first of `urls` that has it; from the cache if it is there.
 
     Args:
-        urls: of one and the same file: mirrors, then the source.
-        sha256: what it must be, or how that begins; None: what the hub's header says, if it does.
-        timeout_s: for the connection, and for every pause between two pieces.
+        urls: of the same file: mirrors, then the source.
+        sha256: the expected SHA-256 or its beginning; None: the hub's header may tell it.
+        timeout_s: for the connection, and for each pause between two pieces.
 
     Raises:
         DownloadError: what every URL failed with.
@@ -113,7 +113,7 @@ def download(
         for url, path in paths.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A second process waits here, and then finds the file.
+                # A second process waits here and then finds the file.
                 with FileLock(path.with_name(path.name + ".lock")):
                     return _cached(url, path, sha256) or _fetch(
                         client, url, path, sha256, progress, retry_delay_s
@@ -127,12 +127,12 @@ def download(
 
 
 def is_missing(error: DownloadError) -> bool:
-    """Whether every server said that it has no such file."""
+    """Return whether every server said that it has no such file."""
     return isinstance(error, _Missing)
 
 
 def discard(path: Path) -> None:
-    """Drop a file from the cache, so that the next call fetches it again."""
+    """Remove a file from the cache, so that the next call fetches it again."""
     _digest_file(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -142,7 +142,7 @@ def _digest_file(path: Path) -> Path:
 
 
 def _cached(url: str, path: Path, sha256: str | None) -> Download | None:
-    """The file if it is there and still what it was; one that is not is as good as absent."""
+    """Return the cached file; None if it is absent or was changed."""
     try:
         digest, _, verified = _digest_file(path).read_text(encoding="ascii").strip().partition(" ")
         with path.open("rb") as file:
@@ -162,7 +162,7 @@ def _fetch(
     progress: Progress | None,
     retry_delay_s: float,
 ) -> Download:
-    """Attempts until the file is whole; then verified and moved to its place."""
+    """Try until the file is whole, verify it, and move it to its place."""
     partial = _Partial(path)
     was_begun = partial.num_bytes > 0  # by an earlier run
     failed = furthest = 0
@@ -174,7 +174,8 @@ def _fetch(
             reason = str(error) or type(error).__name__
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DownloadError(f"{url}: {error}") from error
-        # From the furthest: a server that ignores ranges brings the same beginning for ever.
+        # Progress counts from the furthest byte: a server that ignores ranges sends the same beginning for
+        # ever.
         failed = 1 if partial.num_bytes - furthest >= PROGRESS_BYTES else failed + 1
         furthest = max(furthest, partial.num_bytes)
         if failed >= ATTEMPTS:
@@ -187,7 +188,7 @@ def _fetch(
     digest = partial.digest()
     if expected and not digest.startswith(expected):
         partial.remove()
-        if was_begun:  # perhaps that part was bad: once more, from the beginning
+        if was_begun:  # the old part may be bad: once more from the beginning
             return _fetch(client, url, path, sha256, progress, retry_delay_s)
         raise DownloadError(
             f"{url}: the file's SHA-256 is {digest}, not {expected}{'...' if len(expected) < 64 else ''}: "
@@ -199,19 +200,19 @@ def _fetch(
 
 
 class _Retry(Exception):
-    """It may go better next time."""
+    """The attempt failed, and another may succeed."""
 
 
 def _attempt(
     client: httpx.Client, url: str, partial: _Partial, sha256: str | None, progress: Progress | None
 ) -> str | None:
-    """One request, which appends to the partial file what it lacks; returns the SHA-256 to expect."""
+    """Make one request, append what the partial file lacks, and return the expected SHA-256."""
     with client.stream(
         "GET", url, headers=partial.range_headers(resume_unseen=sha256 is not None)
     ) as response:
         _check_no_downgrade(url, response)
         expected = sha256 or _hub_sha256(response)
-        if response.status_code == 416:  # nothing after what there is: whole already, or of another file
+        if response.status_code == 416:  # no more bytes: the file is whole, or is another file
             if response.headers.get("content-range") == f"bytes */{partial.num_bytes}" and expected:
                 return expected
             partial.remove()
@@ -262,7 +263,7 @@ def _check_status(url: str, response: httpx.Response) -> None:
 
 
 def _hub_sha256(response: httpx.Response) -> str | None:
-    """From the first response that has the header: the redirect, not what it leads to."""
+    """Return the SHA-256 from the first response with the header: the redirect, not its target."""
     for step in (*response.history, response):
         digest = step.headers.get(HUB_SHA256, "").removeprefix("W/").strip('"').lower()
         if SHA256.fullmatch(digest):
@@ -271,13 +272,13 @@ def _hub_sha256(response: httpx.Response) -> str | None:
 
 
 def _first_byte(response: httpx.Response) -> int:
-    """Where in the file the body begins."""
+    """Return the position in the file at which the body begins."""
     found = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
     return int(found[1]) if response.status_code == 206 and found else 0
 
 
 class _Partial:
-    """The part of a file that has arrived, and by which mark its server knows that version of the file."""
+    """The part of a file that has arrived, and the mark (ETag or date) of the server's version."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(path.name + ".partial")
@@ -285,7 +286,10 @@ class _Partial:
         self.num_bytes = self.path.stat().st_size if self.path.is_file() else 0
 
     def range_headers(self, *, resume_unseen: bool) -> dict[str, str]:
-        """Ask for the rest; without a mark only where a SHA-256 (`resume_unseen`) would show a wrong join."""
+        """Return headers that ask for the rest.
+
+        Without a mark they do so only if a SHA-256 will be checked (`resume_unseen`).
+        """
         mark = self.mark_path.read_text(encoding="ascii") if self.mark_path.is_file() else ""
         if not self.num_bytes or not (mark or resume_unseen):
             self.restart()
@@ -293,7 +297,7 @@ class _Partial:
         return {"Range": f"bytes={self.num_bytes}-"} | ({"If-Range": mark} if mark else {})
 
     def remember(self, response: httpx.Response) -> None:
-        """A weak ETag does not promise the same bytes, so it is no mark."""
+        """Store the mark of the server's version; a weak ETag is none: the bytes may differ."""
         etag = response.headers.get("etag", "")
         mark = etag if etag.startswith('"') else response.headers.get("last-modified", "")
         self.mark_path.write_text(mark, encoding="ascii", errors="ignore")

@@ -1,12 +1,14 @@
-"""Run a graph on the CPU and get the arithmetic that its file spells out, in whatever precision.
+"""Run a graph on the CPU with exactly the arithmetic of its file, in every precision.
 
-fp32 files run as they will be served. For the rest no CPU engine can be asked: ONNX Runtime's CPU provider
-has no bf16 kernels, computes fp16 in float32 without rounding in between, and its int8 kernels overflow on
-processors without VNNI; OpenVINO without AMX reads bf16 and fp16 files but computes in float32. So the graph
-is rewritten here, for verification only: half precision tensors become float32 and every operator's result
-is rounded to the half precision that the file gives it, and Q/DQ stays what the standard says it is,
-rounding and clamping between operators in float. Sums inside a convolution are float32, as on AMX and on
-tensor cores; an engine that fuses operators rounds less often than this.
+fp32 files run as they are served. For other precisions no CPU engine computes what the file says: ONNX
+Runtime's CPU provider has no bf16 kernels, computes fp16 in float32 without rounding between operators, and
+its int8 kernels overflow on processors without VNNI; OpenVINO without AMX reads bf16 and fp16 files but
+computes in float32.
+
+So this module rewrites the graph, for verification only. Tensors in half precision become float32, and each
+operator's result is rounded to the half precision of the file. Q/DQ rounds and clamps in floating point, as
+the ONNX standard defines it. Sums inside a convolution are float32, as on AMX and on tensor cores. An engine
+that fuses operators rounds less often.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from artifact.manifest import TOP_CLASS, Precision
 
-# ONNX Runtime reports its use to its maker unless told not to, and at exit waits where it cannot.
+# Otherwise ONNX Runtime reports its use to its maker, and without a network waits for that at exit.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
@@ -31,10 +33,10 @@ HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def open_session(graph: Path | bytes, *, optimise: bool = True) -> ort.InferenceSession:
-    """On ONNX Runtime's CPU provider, without its int8 kernels: Q and DQ round, the rest is floating point.
+    """Open a graph on ONNX Runtime's CPU provider; Q and DQ round, and everything else is floating point.
 
     Args:
-        optimise: not where casts there and back must stay.
+        optimise: False keeps pairs of casts to half precision and back.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -45,7 +47,7 @@ def open_session(graph: Path | bytes, *, optimise: bool = True) -> ort.Inference
 
 
 def open_as_written(graph: Path, precision: Precision, also: Sequence[str] = ()) -> ort.InferenceSession:
-    """A session that computes what the file says; `also` names more tensors to be given out."""
+    """Open a graph so that it computes what its file says; `also` names further outputs."""
     proto = onnx.load(graph)
     is_float32 = precision in ("fp32", "int8")  # apart from what Q and DQ round
     if not is_float32:
@@ -55,7 +57,7 @@ def open_as_written(graph: Path, precision: Precision, also: Sequence[str] = ())
 
 
 def feed(session: ort.InferenceSession, images_NHW3: NDArray[np.uint8]) -> dict[str, NDArray[np.generic]]:
-    """The inputs of one run; gates are all ones, and the target is the most probable class."""
+    """Return the inputs of one run; all gates are 1, and the target is the most probable class."""
     inputs: dict[str, NDArray[np.generic]] = {"images": images_NHW3}
     for value in session.get_inputs()[1:]:
         if value.name == "gates":
@@ -68,7 +70,7 @@ def feed(session: ort.InferenceSession, images_NHW3: NDArray[np.uint8]) -> dict[
 def logits_of(
     session: ort.InferenceSession, images_NHW3: NDArray[np.uint8], batch: int
 ) -> NDArray[np.float32]:
-    """float32 [N, K], `batch` images at a time."""
+    """Return the logits, float32 [N, K], computed `batch` images at a time."""
     chunks = (images_NHW3[start : start + batch] for start in range(0, len(images_NHW3), batch))
     return np.concatenate([np.asarray(session.run(["logits"], feed(session, c))[0]) for c in chunks])
 
@@ -76,12 +78,12 @@ def logits_of(
 def run_as_written(
     graph: Path, precision: Precision, images_NHW3: NDArray[np.uint8], batch: int = 64
 ) -> NDArray[np.float32]:
-    """The logits [N, K] that the file gives by its own arithmetic."""
+    """Return the logits [N, K] of a file, computed with its own arithmetic."""
     return logits_of(open_as_written(graph, precision), images_NHW3, batch)
 
 
 def rounded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in float32 with every tensor that was fp16 or bf16 rounded to it where it is made."""
+    """Return the graph in float32 with each result rounded to fp16 or bf16 if the file has it so."""
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     types = {info.name: info.type.tensor_type.elem_type for info in proto.graph.value_info}
     for info in (*proto.graph.input, *proto.graph.output):

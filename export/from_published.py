@@ -19,7 +19,7 @@ from models.pretrained import Kind, Pretrained, PretrainedError, read_preprocess
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach the sources: base URLs in the order in which they are tried, and the cache."""
+    """How to reach the sources: base URLs in the order of the attempts, and the cache."""
 
     pytorch_urls: tuple[str, ...]
     hub_urls: tuple[str, ...]
@@ -47,7 +47,7 @@ def fetch(row: Pretrained, access: Access, say: Say) -> Found:
     """Return the file of published weights, from the cache or from the network, and its preprocessing.
 
     Raises:
-        DownloadError: the file cannot be had.
+        DownloadError: the file cannot be downloaded.
         SourceError, PretrainedError: its description cannot be read.
     """
     say(f"{row.key} ({row.licence})")
@@ -65,12 +65,12 @@ def fetch(row: Pretrained, access: Access, say: Say) -> Found:
 
 
 def _discard(file: Download) -> Callable[[], None] | None:
-    """Return what removes a file from the cache whose SHA-256 nobody published."""
+    """Return a function that removes the file from the cache; None: its published SHA-256 was right."""
     return None if file.verified else partial(discard, file.path)
 
 
 def _first_file(row: Pretrained, access: Access) -> Download:
-    """Of the names that the file may have."""
+    """Download the first file that exists of those that the source may have."""
     failures = []
     for path in row.weight_paths():
         try:

@@ -1,4 +1,4 @@
-"""A file of weights that others trained becomes a network of ours, with labels and preprocessing."""
+"""Read a file of weights of another project as a network of ours, with labels and preprocessing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """A file of weights; of published ones also their row and preprocessing.
+    """A file of weights; if they are published, also their row and preprocessing.
 
-    `discard` removes the file from our cache; None for a file of the user's, and where its published
-    SHA-256 was right.
+    `discard` removes the file from our cache; None: the file is the user's, or its published SHA-256 was
+    right.
     """
 
     path: Path
@@ -47,10 +47,10 @@ class Found:
 
 
 def from_weights(found: Found, request: Request, say: Say) -> Network:
-    """Return the network in a file of weights; `say` is told what was decided on the way.
+    """Return the network in a file of weights; `say` receives each decision in words.
 
     Raises:
-        SourceError, OptionError, UnknownArchitecture: what was asked for does not fit.
+        SourceError, OptionError, UnknownArchitecture: an option does not fit.
         WeightsError: the file cannot be read, or is not that network.
     """
     model = _map(found, request)
@@ -67,7 +67,7 @@ def from_weights(found: Found, request: Request, say: Say) -> Network:
 
 @contextmanager
 def discarded_if_bad(discard: Callable[[], None] | None) -> Iterator[None]:
-    """Remove a file from the cache that cannot be read and that nobody vouches for, such as a web page."""
+    """Remove an unreadable file without a published SHA-256 from the cache: it may be an error page."""
     try:
         yield
     except (WeightsError, PretrainedError) as error:
@@ -80,7 +80,7 @@ def discarded_if_bad(discard: Callable[[], None] | None) -> Iterator[None]:
 
 
 def _map(found: Found, request: Request) -> ResNet:
-    """A network of ours with these weights; of the size that it was published with."""
+    """Return a network of ours with these weights, and check the published number of parameters."""
     with discarded_if_bad(found.discard):
         state = read_state(found.path)
     name = found.row.architecture if found.row else request.architecture
@@ -89,7 +89,7 @@ def _map(found: Found, request: Request) -> ResNet:
         spec = with_changes(spec or load_foreign(state).spec, request.changes)
     try:
         model = load_foreign(state, spec)
-    except ValueError as error:  # fields that are fine one by one and together make no network
+    except ValueError as error:  # each field is valid, but no network has all of them
         if not request.changes:
             raise
         raise SourceError(f"{flags_of(request.changes)}: {error}") from error
@@ -103,7 +103,7 @@ def _map(found: Found, request: Request) -> ResNet:
 
 
 def _describe(model: ResNet, found: Found, request: Request, say: Say) -> CheckpointMetadata:
-    """Labels and preprocessing: as published, as asked for, or the usual ones, and then it is said."""
+    """Return the metadata: labels and preprocessing as published or requested; `say` tells of defaults."""
     spec = model.spec
     if request.labels:
         labels = read_labels(request.labels)

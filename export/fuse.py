@@ -1,7 +1,8 @@
-"""Fuse BatchNorm into the convolutions before it. Pure: the model that comes in is left as it is.
+"""Fuse BatchNorm into the convolutions before it. Pure: the given model stays as it is.
 
-It knows the order conv -> BatchNorm inside an `nn.Sequential`, nothing of architectures. A BatchNorm that
-comes after something else (an addition, in pre-activation networks) becomes a multiplication and an addition.
+The module knows the order conv, BatchNorm inside an `nn.Sequential`, and nothing of architectures. A
+BatchNorm after something else (an addition, in pre-activation networks) becomes a multiplication and an
+addition.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _REPLACED = (nn.BatchNorm2d, nn.Dropout, StochasticDepth)
 
 
 class Affine(nn.Module):
-    """scale * x + shift for every channel: a BatchNorm in evaluation mode."""
+    """A BatchNorm in evaluation mode: scale * x + shift for every channel."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -39,9 +40,9 @@ class Affine(nn.Module):
 
 @torch.no_grad()
 def fuse_batchnorm(model: ModelT) -> ModelT:
-    """A copy in evaluation mode in which every conv + BatchNorm pair is one convolution with bias.
+    """Return a copy in evaluation mode in which each conv + BatchNorm pair is one convolution with bias.
 
-    What only training has, dropout and stochastic depth, is gone.
+    Dropout and stochastic depth, which only training uses, are removed.
 
     The fused weights are computed in float64: w' = w * gamma / sqrt(var + eps), and
     b' = beta - mean * gamma / sqrt(var + eps).

@@ -1,10 +1,10 @@
-"""The two graphs that an artifact holds, as modules and as ONNX.
+"""The graphs of an artifact, as modules and as ONNX.
 
-Both take `images` uint8 [N, H, W, 3] and normalise inside: 1 / (255 std) goes into the first
-convolution, the mean stays a subtraction, because the convolution's zero padding must come after it.
+All take `images` uint8 [N, H, W, 3] and normalise inside: 1 / (255 std) goes into the first convolution. The
+mean stays a subtraction, because the convolution's zero padding must come after it.
 
-A precision is what the weights and activations of the network are: the module is converted, then exported.
-Inputs and outputs are the same for all of them: uint8 images, float32 gates, float32 out.
+A precision is the type of the network's weights and activations: the module is converted, then exported.
+Inputs and outputs are the same in every precision: uint8 images, float32 gates, float32 outputs.
 
 Shapes: N batch, C channels, H W space, K classes, L blocks, S scalars (`manifest.SCALARS`),
 P positions of all blocks one after another (`manifest.map_slices`).
@@ -38,17 +38,17 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
-# Pixels less their mean reach 255, and weights over 255 std (about 58) fall under 6e-5, where fp16 loses
-# digits. So fp16 moves 2^6 from one to the other. A power of two changes exponents and nothing else: the one
-# rounding, that of the cast, is relative and the same with or without. bf16 has float32's exponents.
+# Pixels minus their mean reach 255, and weights divided by 255 std (about 58) fall below 6e-5, where fp16
+# loses digits. So fp16 moves a factor of 2^6 from the pixels to the weights. A power of two changes exponents
+# only, so the rounding of the cast stays the same. bf16 has float32's exponents and needs no factor.
 INPUT_SCALES: dict[Precision, float] = {"fp32": 1.0, "fp16": 2.0**-6, "bf16": 1.0}
 INPUTS: dict[GraphKind, tuple[str, ...]] = {
     "classify": ("images",),
     "introspect": ("images", "gates"),
     "attribute": ("images", "gates", "target"),
 }
-# torch traces a batch of unknown size three times as slowly as one of a known size. So it is traced with this
-# many images, more than there is anything else of, and gets its name in the file.
+# Tracing a batch of unknown size takes torch three times as long as one of a known size. So the graph is
+# traced with this number of images, which no other dimension has, and the number becomes "batch" in the file.
 TRACED_BATCH = 1_000_003
 OUTPUTS: dict[GraphKind, tuple[str, ...]] = {
     "classify": ("logits",),
@@ -74,7 +74,7 @@ class ClassifyGraph(nn.Module):
             self.model.head = ExactHead(self.model.head)  # type: ignore[assignment]
 
     def normalise(self, images_NHW3: Tensor) -> Tensor:
-        """In float32 up to one cast: a mean of 123.675 has no fp16 or bf16 number near it."""
+        """Normalise in float32 and cast once: no fp16 or bf16 number is near a mean of 123.675."""
         mean = self.mean
         assert isinstance(mean, Tensor)
         x = images_NHW3.permute(0, 3, 1, 2).to(mean.dtype) - mean
@@ -88,7 +88,7 @@ class ClassifyGraph(nn.Module):
 
 
 class ExactHead(nn.Module):
-    """The head in float32, whatever its input: rounded to bf16, the best two of many logits are often one."""
+    """The head in float32 in every precision: in bf16 the best two of many logits are often equal."""
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
@@ -102,10 +102,10 @@ class ExactHead(nn.Module):
 class IntrospectGraph(ClassifyGraph):
     """uint8 [N, H, W, 3], gates [N, L] -> logits [N, K], scalars [N, L, S], maps [N, 4, P].
 
-    u = s + g F, and what is reported of F is of g F. Engines are fast here if few passes go over the big
-    tensors, so every tensor is reduced where it was just made, once even if two blocks have it (an identity
-    shortcut is the output before it), and the gate scales what was reduced of F: g F itself goes nowhere but
-    into the addition. What that gained is in docs/decisions.md.
+    u = s + g F, and all figures of F are those of g F. Engines are fast if few passes go over large tensors.
+    So each tensor is reduced once, right after it was computed, even if two blocks have it (an identity
+    shortcut is the output of the block before). The gate scales the reductions of F; only the addition reads
+    g F itself. docs/decisions.md says what this gained.
     """
 
     def forward(self, images: Tensor, gates: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -158,8 +158,9 @@ class AttributeGraph(IntrospectGraph):
     Then the parts of the target's logit (`Attributed`): contributions [N, P], a block's contribution if
     summed over its positions; constants [N, 3], what else adds to that logit (`manifest.CONSTANTS`).
 
-    A graph of its own, because it takes 12 to 41 % longer and keeps every F until the head is known: who did
-    not ask should not pay. Networks WITHOUT_CONTRIBUTIONS lack `target` and the outputs of `Attributed`.
+    It is a separate graph, because it takes 12 to 41 % longer and keeps every F until the head has run: who
+    does not ask for contributions does not pay. Networks WITHOUT_CONTRIBUTIONS lack `target` and the outputs
+    of `Attributed`.
     """
 
     def forward(self, images: Tensor, gates: Tensor, target: Tensor | None = None) -> tuple[Tensor, ...]:  # type: ignore[override]
@@ -199,7 +200,7 @@ def export_graph(
 ) -> onnx.ModelProto:
     """Fuse, convert, export and write one graph; its opset is OPSETS[precision].
 
-    What `introspect` measures has names such as `stage2.0.residual`.
+    The tensors that `introspect` measures have names such as `stage2.0.residual`.
     """
     side = preprocessing.crop
     example: tuple[Tensor, ...] = (torch.zeros(1, side, side, 3, dtype=torch.uint8),)
@@ -213,7 +214,7 @@ def export_graph(
         else:
             example += (torch.tensor([TOP_CLASS]),)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own inside
+        warnings.simplefilter("ignore")  # inside the exporter
         program = torch.onnx.export(
             module.eval(),
             tuple(row.expand(TRACED_BATCH, *row.shape[1:]) for row in example),
@@ -236,10 +237,10 @@ def export_graph(
 
 
 def _name_batch(proto: onnx.ModelProto) -> None:
-    """Where the traced batch stands, put that it is any: a name in a type, -1 in what Reshape goes by.
+    """Replace the traced number of images by any number: a name in types, -1 in the shapes of Reshape.
 
-    It may stand nowhere else: a module makes no constant for every image, as `torch.zeros_like` and `expand`
-    do. The gates run the file with other batches.
+    The number must not be anywhere else: modules use no constants of the batch's size, as `torch.zeros_like`
+    and `expand` would make. The gates run the file with other batches.
     """
     graph = proto.graph
     for info in (*graph.input, *graph.output, *graph.value_info):
@@ -259,7 +260,7 @@ def _name_batch(proto: onnx.ModelProto) -> None:
 
 
 def cut_introspect(attribute: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Write the part of an attribute graph that introspect is: the same nodes, without a second export."""
+    """Write the introspect graph, which is a part of the attribute graph: a second export is not needed."""
     part = onnx.utils.Extractor(attribute)
     proto = part.extract_model(list(INPUTS["introspect"]), list(OUTPUTS["introspect"]))
     onnx.checker.check_model(proto, full_check=True)
@@ -278,7 +279,7 @@ def tap_names(model: ResNet, size: int = 32) -> list[str]:
 
 
 def _name_taps(proto: onnx.ModelProto, model: ResNet) -> None:
-    """Give the inputs of the norms names, so that anyone can ask an engine for the tensors themselves."""
+    """Name the inputs of the norms, so that an engine can be asked for the tensors themselves."""
     casts = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Cast"}
     norms = [node.input[0] for node in proto.graph.node if node.op_type == "ReduceL2"]
     norms = [casts.get(name, name) for name in norms]
@@ -291,7 +292,7 @@ def _name_taps(proto: onnx.ModelProto, model: ResNet) -> None:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Without the exporter's notes: stack traces with this machine's paths, half of a small file."""
+    """Remove the exporter's notes: stack traces with paths of this machine, half of a small file."""
     graph = proto.graph
     for part in (
         proto,

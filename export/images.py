@@ -1,7 +1,7 @@
-"""The images that an export is calibrated and measured on, preprocessed as served.
+"""The images on which an export is calibrated and measured, preprocessed as for serving.
 
-A data set is what `models.training.data` reads. To calibrate, no labels are needed: a folder of photographs
-like those that will be sent is enough.
+A data set is anything that `models.training.data` reads. Calibration needs no labels: a directory of
+photographs like those that will be sent is enough.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class ImagesError(ResiduumError):
-    """The images cannot be had, or are not for this network; the message says why."""
+    """The images cannot be read, or do not fit the network; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class ValidationImages:
 
 
 def calibration_images(path: str, spec: Preprocessing, count: int) -> CalibrationImages:
-    """`count` images at equal distances: of a data set's training split, or of those beneath a folder.
+    """Return `count` images at equal distances from a data set's training split, or from a directory.
 
     Raises:
-        ImagesError: no such folder, no images in it, or one that cannot be read.
+        ImagesError: no such directory, no images in it, or an unreadable image.
         DataError: a data set that cannot be read.
     """
     if count < 1:
@@ -60,10 +60,10 @@ def calibration_images(path: str, spec: Preprocessing, count: int) -> Calibratio
 
 
 def validation_images(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> ValidationImages:
-    """The validation split of a data set whose classes are `labels`.
+    """Return the validation split of a data set with the classes `labels`.
 
     Raises:
-        ImagesError: its classes are others.
+        ImagesError: it has other classes.
         DataError: a data set that cannot be read.
     """
     from models.training.data import load_images
@@ -75,7 +75,7 @@ def validation_images(path: str, spec: Preprocessing, labels: tuple[Label, ...])
 
 
 def has_labels(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> bool:
-    """Whether it is a data set with a validation split of these classes."""
+    """Return whether a path is a data set with a validation split of these classes."""
     if not is_data_set(path):
         return False
     from models.training.data import DataError, load_images
@@ -87,7 +87,7 @@ def has_labels(path: str, spec: Preprocessing, labels: tuple[Label, ...]) -> boo
 
 
 def is_data_set(path: str) -> bool:
-    """Whether there are splits, or an id such as `uoft-cs/cifar10` is meant; else it is for images alone."""
+    """Return whether a path is a data set or a hub's id such as `uoft-cs/cifar10`, and not only images."""
     folder = Path(path)
     if not folder.exists():
         return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None
@@ -95,7 +95,7 @@ def is_data_set(path: str) -> bool:
 
 
 def _are_same(found: Sequence[Label], wanted: Sequence[Label]) -> bool:
-    """By name or by WordNet id, which folders are often named by."""
+    """Compare classes by name or by WordNet id, after which directories are often named."""
     return len(found) == len(wanted) and all(
         a == b or a.label in (b.label, b.wnid) or (a.wnid is not None and a.wnid == b.wnid)
         for a, b in zip(found, wanted, strict=True)
@@ -123,5 +123,5 @@ def _folder(folder: Path, spec: Preprocessing, count: int) -> CalibrationImages:
 
 
 def name_of(path: str) -> str:
-    """What to call a folder, without where it lies; a hub's id as it is."""
+    """Return the name of a directory without its location, and a hub's id as it is."""
     return Path(path).resolve().name if Path(path).exists() else path

@@ -31,13 +31,13 @@ from export.source import (
 from models.pretrained import Pretrained, resolve
 from models.resnet import ResNet
 
-LOGS = Path("runs")  # of what is trained here
+LOGS = Path("runs")  # of fine-tuning
 Fetch = Callable[[Pretrained], Found]
 
 
 @dataclass(frozen=True)
 class Made:
-    """The artifact; `made` is false where it was there already."""
+    """The artifact; `made` is False if it existed already."""
 
     path: Path
     manifest: Manifest
@@ -45,18 +45,18 @@ class Made:
 
 
 def make_artifact(request: Request, fetch: Fetch | None = None, say: Say = lambda _: None) -> Made:
-    """Resolve, read, map, train, fuse, export, verify, describe; `say` is told what was decided on the way.
+    """Resolve, read, map, train, fuse, export, verify, describe; `say` receives each decision in words.
 
-    Published weights and files of weights are made once: the artifact that is there already is returned, and
-    one of other weights is kept unless the request forces it. A checkpoint and random weights replace what
-    is there.
+    Published weights and files of weights are exported once: an existing artifact is returned, and an
+    artifact of other weights is kept unless the request says `force`. A checkpoint and random weights replace
+    what exists.
 
     Args:
-        fetch: gets the file of published weights; None: only what lies on this disk can be made an artifact.
+        fetch: downloads published weights; None: only files on this disk can be exported.
 
     Raises:
-        SourceError, OptionError, PretrainedError, UnknownArchitecture, CheckpointError: what was asked for
-            does not exist or does not fit.
+        SourceError, OptionError, PretrainedError, UnknownArchitecture, CheckpointError: the source does not
+            exist, or an option does not fit.
         DownloadError, WeightsError, PruneError, TrainingError, ImagesError, GateError, QuantizeError,
             ExportError: from the steps that have these names.
     """
@@ -130,10 +130,10 @@ def _tuned_for_int8(network: Network, calibration: CalibrationImages, data: str,
 
 
 def _already(out: Path, weights: Pretrained | Path, options: dict[str, object]) -> Manifest | None:
-    """The artifact at `out` if it is of these weights with these options; None: nothing sound is there.
+    """Return the artifact at `out` if it has these weights and options; None: there is no sound artifact.
 
     Raises:
-        SourceError: another model is there.
+        SourceError: it is an artifact of another model, or has other options.
     """
     try:
         provenance = read_manifest(out, verify=False).provenance

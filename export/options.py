@@ -1,7 +1,7 @@
-"""What a user says of weights otherwise than their publisher, and what is usual where nobody says anything.
+"""What a user changes about weights, and the defaults where neither the user nor a publisher says anything.
 
-Fields of an architecture, preprocessing and labels, each with an error that names its flag. It knows neither
-where weights come from nor what is made of them.
+Fields of an architecture, preprocessing and labels, each with an error that names its flag. The module knows
+neither where weights come from nor what becomes of them.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from models.imagenet import IMAGENET_MEAN, IMAGENET_STD, NUM_CLASSES, imagenet_l
 from models.pretrained import IMAGENET
 from models.zoo import Architecture
 
-# What an architecture has beside what describes the network; the classes are the file's.
+# Fields that do not describe the network, or (the number of classes) that the file tells.
 NOT_SETTABLE = {"name", "aliases", "source", "num_parameters", "num_macs", "num_classes", "hidden"}
 SETTABLE = tuple(f.name for f in fields(Architecture) if f.name not in NOT_SETTABLE)
 MAX_PIXELS = 4096  # of a side
 
 
 class OptionError(ResiduumError):
-    """An option that cannot be; the message names its flag."""
+    """An option is invalid; the message names its flag."""
 
 
 # --- the network -------------------------------------------------------------------------------------
 
 
 def check_fields(changes: Mapping[str, str]) -> None:
-    """Raises OptionError: a field that an architecture does not have, or that is not for changing."""
+    """Raise OptionError if an architecture has no such field, or it cannot be changed."""
     if unknown := set(changes) - set(SETTABLE):
         raise OptionError(f"--set {min(unknown)}: no such field; there are: {', '.join(SETTABLE)}")
 
 
 def with_changes(spec: Architecture, changes: Mapping[str, str]) -> Architecture:
-    """Values as the command line gives them: text, made into what the field holds."""
+    """Return the architecture with changed fields; `changes` has text, as the command line gives it."""
     values: dict[str, Any] = {
         name: None if text.lower() == "none" else text for name, text in changes.items()
     }
@@ -58,6 +58,7 @@ def with_changes(spec: Architecture, changes: Mapping[str, str]) -> Architecture
 
 
 def flags_of(changes: Mapping[str, str]) -> str:
+    """Return the changes as flags of the command line."""
     return " ".join(f"--set {name}={text}" for name, text in changes.items())
 
 
@@ -65,7 +66,7 @@ def flags_of(changes: Mapping[str, str]) -> str:
 
 
 def changed_preprocessing(preprocessing: Preprocessing, changes: Mapping[str, object]) -> Preprocessing:
-    """Raises OptionError: out of range, not finite, or a crop that does not fit."""
+    """Return changed preprocessing; raise OptionError: out of range, not finite, or a crop too large."""
     try:
         changed = Preprocessing.model_validate(preprocessing.model_dump() | dict(changes))
     except ValidationError as error:
@@ -84,7 +85,7 @@ def changed_preprocessing(preprocessing: Preprocessing, changes: Mapping[str, ob
 
 
 def usual_preprocessing(spec: Architecture) -> Preprocessing:
-    """Images of ImageNet's size are cropped to 7/8, smaller ones are taken whole."""
+    """Return the default preprocessing: images of ImageNet's size are cropped to 7/8, smaller ones not."""
     size = spec.input_size
     mean, std = (CIFAR_MEAN, CIFAR_STD) if _is_cifar(spec) else ({}, {})
     return Preprocessing(
@@ -103,7 +104,7 @@ def numbers(values: tuple[float, ...]) -> str:
 
 
 def usual_labels(spec: Architecture) -> tuple[tuple[Label, ...], str]:
-    """By the number of classes; and whose they are, in words."""
+    """Return the default labels by the number of classes, and in words whose they are."""
     if _is_cifar(spec):
         return cifar_labels(spec.num_classes), f"those of CIFAR-{spec.num_classes}"
     if spec.num_classes == NUM_CLASSES:
@@ -116,7 +117,7 @@ def _is_cifar(spec: Architecture) -> bool:
 
 
 def read_labels(path: Path) -> tuple[Label, ...]:
-    """Classes' names in order: one a line, or JSON: names, {"label", "wnid"} objects, or an object by index.
+    """Read class names in order: one a line, or JSON: names, {"label", "wnid"} objects, an object by index.
 
     Raises:
         OptionError: unreadable, or neither.

@@ -1,9 +1,9 @@
-"""Quantization-aware fine-tuning: weights that are used to int8's rounding, before they are quantized.
+"""Quantization-aware fine-tuning: weights adapt to the rounding of int8 before they are quantized.
 
-The network is fused and rounds where the int8 graph will: weights by channel, what convolutions, the head and
-residual additions read by the ranges that calibration found. Rounding lets gradients through as if it were
-not there, inside the range (Bengio et al. 2013, arXiv 1308.3432). The exact network is the teacher, so no
-labels are needed and what it answers is what is aimed at. `quantize` then calibrates the result afresh.
+The network is fused, and rounds where the int8 graph will: weights by channel, and the inputs of
+convolutions, head and residual additions in the ranges that calibration found. Inside the range, gradients
+pass through rounding unchanged (Bengio et al. 2013, arXiv 1308.3432). The exact network is the teacher, so no
+labels are needed. `quantize` then calibrates the result again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from models.blocks import ResidualBlock
 from models.pixels import normalised
 from models.resnet import ResNet
 
-NUM_IMAGES = 20_000  # of an epoch, at most: they are held in memory
+NUM_IMAGES = 20_000  # of an epoch at most, because they are held in memory
 LEARNING_RATE = 1e-5  # of Adam; falls to 0 along a cosine
 BATCH_SIZE = 64
 
 
 class Rounding(nn.Module):
-    """A place where activations are rounded, once it has a range; before, it keeps what it last saw."""
+    """Rounds activations once it has a range; before, it stores its last input in `seen`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Rounding(nn.Module):
 
 
 class RoundedLayer(nn.Module):
-    """A convolution or the head as the int8 graph has it: input and weights rounded, the bias corrected."""
+    """A convolution or the head as in the int8 graph: rounded input and weights, corrected bias."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, weight_bits: int) -> None:
         super().__init__()
@@ -76,13 +76,13 @@ class RoundedLayer(nn.Module):
         return y
 
     def correct(self) -> None:
-        """Take up the mean errors that were seen, as `export.quantize` does."""
+        """Set the correction to the mean of the observed errors, as `export.quantize` does."""
         self.correction = torch.stack(self.errors).mean(0)
         self.errors.clear()
 
 
 def straight_through(x: Tensor, scale: Tensor | float) -> Tensor:
-    """The nearest multiple of `scale`; to gradients, x."""
+    """Return the nearest multiple of `scale`; its gradient is that of x."""
     return x + (torch.round(x.detach() / scale) * scale - x.detach())
 
 
@@ -97,10 +97,10 @@ def fine_tune_under_rounding(
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
 ) -> ResNet:
-    """The fused network with learnt weights, in evaluation mode; `model` is left as it is.
+    """Return the fused network with fine-tuned weights, in evaluation mode; `model` stays as it is.
 
     Args:
-        calibration_NHW3, train_NHW3: preprocessed as served, uint8 [N, crop, crop, 3].
+        calibration_NHW3, train_NHW3: preprocessed as for serving, uint8 [N, crop, crop, 3].
     """
     teacher = fuse_batchnorm(model).eval()
     student = fuse_batchnorm(model).eval()
@@ -127,14 +127,14 @@ def fine_tune_under_rounding(
 
 
 def _divergence(logits_NK: Tensor, teacher: nn.Module, x_NCHW: Tensor) -> Tensor:
-    """KL of the teacher's classes from the student's, mean over images."""
+    """Return the KL divergence of the student's classes from the teacher's, averaged over images."""
     with torch.no_grad():
         wanted_NK = F.log_softmax(teacher(x_NCHW), 1)
     return F.kl_div(F.log_softmax(logits_NK, 1), wanted_NK, reduction="batchmean", log_target=True)
 
 
 def add_rounding(network: ResNet, weight_bits: int) -> None:
-    """Put in the places where the int8 graph rounds; they do nothing before `start_rounding`."""
+    """Insert modules where the int8 graph rounds; they do nothing before `start_rounding`."""
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d | nn.Linear):
             parent, _, own = name.rpartition(".")
@@ -145,7 +145,7 @@ def add_rounding(network: ResNet, weight_bits: int) -> None:
 
 
 class _RoundedPaths(nn.Module):
-    """`ResidualBlock.paths`, with what the addition reads rounded."""
+    """`ResidualBlock.paths` with rounded outputs."""
 
     def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class _RoundedPaths(nn.Module):
 
 @torch.no_grad()
 def start_rounding(network: ResNet, images_NHW3: NDArray[np.uint8], preprocessing: Preprocessing) -> None:
-    """With ranges and corrected biases as the images give them."""
+    """Set the ranges and bias corrections from images, and begin to round."""
     roundings = {name: m for name, m in network.named_modules() if isinstance(m, Rounding)}
     layers = [module for module in network.modules() if isinstance(module, RoundedLayer)]
     additions = [roundings[name] for name in roundings if name.rpartition(".")[2] in ("shortcut", "residual")]
@@ -177,7 +177,7 @@ def start_rounding(network: ResNet, images_NHW3: NDArray[np.uint8], preprocessin
     for name, bounds in ranges.items():
         if roundings[name] not in additions:
             roundings[name].range = bounds
-    for _ in observe():  # each layer reads what the exact network gives it
+    for _ in observe():  # each layer reads the input that the exact network gives it
         pass
     for layer in layers:
         layer.correct()
@@ -186,7 +186,7 @@ def start_rounding(network: ResNet, images_NHW3: NDArray[np.uint8], preprocessin
 
 
 def _without_rounding(network: ResNet) -> ResNet:
-    """With the learnt weights, exact: `quantize` rounds them, and corrects the biases afresh."""
+    """Return the network with the fine-tuned weights and without rounding, which `quantize` adds again."""
     for name, module in list(network.named_modules()):
         if isinstance(module, RoundedLayer):
             parent, _, own = name.rpartition(".")

@@ -1,6 +1,6 @@
 """Q/DQ in a graph: which tensors are rounded, and the graph with their rounding written out.
 
-It knows the operators of our own graphs, and engines only by what they fuse.
+The module knows the operators of our own graphs, and of engines only which operators they fuse.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 LAYERS = ("Conv", "Gemm")
-# What gives out some of its input's values, or zeros beside them: they keep its scale.
+# Operators whose output has only values of the input and zeros: the output keeps the input's scale.
 PASSING = ("MaxPool", "Slice", "Pad")
 LARGEST_WEIGHT = {7: 64, 8: 127}
-# Below it, fp16 does not hold a scale to 3 %, and float32 not the product of two.
+# Below, fp16 does not represent a scale to 3 %, and float32 not the product of two scales.
 MIN_SCALE = {"float16": 2.0**-20, "float32": 2.0**-60}
 
 
@@ -32,7 +32,7 @@ class QuantParams:
 
 @dataclass(frozen=True)
 class Scheme:
-    """What tells int8 for CPUs from int8 for TensorRT: whether activations are signed, and the weights."""
+    """How int8 for CPUs and int8 for TensorRT differ: signed activations, and the bits of the weights."""
 
     signed: bool
     weight_bits: int
@@ -43,9 +43,10 @@ class Scheme:
 
 
 def rounded_tensors(graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto]) -> dict[str, str]:
-    """The tensors to be rounded, and for each the one whose range it has: itself, or what it passes on.
+    """Return the tensors to be rounded, each with the tensor whose range it has: itself or one before it.
 
-    They are what `layers` read, what each residual addition reads, and what is passed on between these.
+    Rounded are the inputs of `layers` and of residual additions, and tensors that PASSING operators put
+    between.
     """
     constants = {tensor.name for tensor in graph.initializer}
     found = {node.input[0] for node in layers}
@@ -63,9 +64,9 @@ def rounded_tensors(graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto]) ->
 
 
 def own_constants(proto: onnx.ModelProto, layers: Iterable[onnx.NodeProto]) -> None:
-    """Give every layer weights and a bias that no other has: exporters merge what is equal.
+    """Give every layer its own weights and bias, because exporters merge equal constants.
 
-    The last convolution of a pre-activation branch has no bias at all: its is zero.
+    The last convolution of a pre-activation branch has no bias: it gets a bias of zero.
     """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     taken: set[str] = set()
@@ -98,7 +99,7 @@ class Writer:
         names = {node.name for node in layers}
         for node in self.proto.graph.node:
             node = onnx.NodeProto.FromString(node.SerializeToString())
-            del node.metadata_props[:]  # where in our source it came from
+            del node.metadata_props[:]  # the place in our source
             if node.name in names:
                 self._round_weights(node)
             if node.op_type not in LAYERS or node.name in names:
@@ -122,7 +123,7 @@ class Writer:
         )
 
     def _round_weights(self, node: onnx.NodeProto) -> None:
-        """int8 in place of the weights, int32 in place of the bias where the engine takes that."""
+        """Replace the weights by int8, and the bias by int32 if the engine takes that."""
         weight, bias = (self.constants[name] for name in node.input[1:])
         input_scale = self.quant_params[node.input[0]].scale
         largest = self.scheme.largest
@@ -139,7 +140,7 @@ class Writer:
             )
 
     def _constant(self, name: str, values: NDArray[np.signedinteger], scale: NDArray[np.floating]) -> str:
-        """The name under which the values, times their scale, are to be had."""
+        """Add the values with their scale, and return the name of the dequantized tensor."""
         parts = [f"{name}.q", f"{name}.scale", f"{name}.zero_point"]
         del self.constants[name]
         self.constants |= dict(zip(parts, (values, scale, np.zeros(len(scale), values.dtype)), strict=True))
@@ -162,7 +163,7 @@ class Writer:
 
 
 def _dtypes(proto: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
-    """Of every tensor between nodes: in a half-precision graph the head is float32."""
+    """Return the dtype of every tensor between nodes: in a half-precision graph the head is float32."""
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     return {
         info.name: helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
@@ -173,7 +174,7 @@ def _dtypes(proto: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
 def beside(
     proto: onnx.ModelProto, quantized: onnx.ModelProto, layers: Iterable[onnx.NodeProto]
 ) -> onnx.ModelProto:
-    """`proto` with each of `layers` twice, reading the same; the rounded one's output is named .rounded."""
+    """Return `proto` with a rounded copy of each of `layers`: same input, output named .rounded."""
     names = {node.name for node in layers}
     both = onnx.ModelProto()
     both.CopyFrom(proto)

@@ -1,13 +1,13 @@
 """An int8 graph from a floating-point one, by calibration: `int8` for CPUs, `int8-trt` for TensorRT.
 
-Every convolution and the head read and hold int8. Between them a tensor is rounded where a layer or a
-residual addition reads it, so that engines fuse convolution, addition and ReLU; the rest stays as it is.
-Weights have a scale per output channel; biases take up the mean error that rounding leaves in each channel.
+Every convolution and the head have int8 weights and read int8. Between them a tensor is rounded if a layer or
+a residual addition reads it, so that engines fuse convolution, addition and ReLU. Weights have a scale per
+output channel, and biases compensate the mean error of rounding in each channel.
 
     int8      activations u8 with a zero point, biases int32: what CPU kernels take
     int8-trt  activations s8 without one; biases and all else as in the given graph, which is in fp16
 
-It knows the operators of our own graphs, and engines only by what they fuse.
+The module knows the operators of our own graphs, and of engines only which operators they fuse.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def quantize(
     weight_bits: int | None = None,
     kept_layers: Sequence[str] = (),
 ) -> Quantization:
-    """Write the int8 form of a classify graph to `out`, with ranges measured on the images.
+    """Write a classify graph in int8 to `out`, with ranges that are measured on the images.
 
     Args:
         graph: exported as fp32 for int8, and as fp16 for int8-trt.
         images_NHW3: preprocessed as served, uint8 [N, crop, crop, 3].
-        dataset: where the images are from, for people.
+        dataset: the name of the images, for people.
         weight_bits: 8, or 7: half of the range. Processors without VNNI add two products u8 * s8 in 16 bits,
             where 2 * 255 * 64 still fits. Default: 7 for int8, which costs next to nothing; 8 for int8-trt.
-        kept_layers: nodes' names; these stay in floating point. See `sensitivities`.
+        kept_layers: names of nodes that stay in floating point; see `sensitivities`.
 
     Raises:
         QuantizeError: not such a graph, images of another shape or none, no such layer.
@@ -92,10 +92,10 @@ def sensitivities(
     precision: Int8 = "int8",
     weight_bits: int | None = None,
 ) -> dict[str, float]:
-    """What rounding each layer alone, its weights and what it reads, does to the logits; the worst first.
+    """Return how much rounding one layer, its weights and its input, moves the logits; the worst layer first.
 
-    The figure is the mean square of the logits' error over their variance. Each layer costs one pass over the
-    images, so a hundred of them are plenty.
+    The figure is the mean squared error of the logits divided by their variance. Each layer takes one pass
+    over the images, so a hundred images are enough.
 
     Raises:
         QuantizeError: as `quantize`.
@@ -122,7 +122,7 @@ def _logits(proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8]) -> NDArray[n
 
 
 def _scheme(precision: Int8, weight_bits: int | None) -> Scheme:
-    """Raises QuantizeError: no such precision, or no such weights."""
+    """Return the scheme of a precision; raise QuantizeError: no such precision or number of bits."""
     if precision not in get_args(Int8):
         raise QuantizeError(f"{precision} is not made by calibration: expected {' or '.join(get_args(Int8))}")
     weight_bits = weight_bits or (7 if precision == "int8" else 8)
@@ -132,7 +132,7 @@ def _scheme(precision: Int8, weight_bits: int | None) -> Scheme:
 
 
 def _check(proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8], scheme: Scheme) -> None:
-    """Raises QuantizeError: see `quantize`."""
+    """Raise QuantizeError if the graph or the images do not fit."""
     shapes = {
         info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in proto.graph.input
     }
@@ -154,7 +154,7 @@ def _check(proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8], scheme: Schem
 
 
 def _layers(graph: onnx.GraphProto, kept: Sequence[str]) -> list[onnx.NodeProto]:
-    """Raises QuantizeError: no such layer, or none left."""
+    """Return the layers to quantize; raise QuantizeError: no such layer, or none left."""
     layers = [node for node in graph.node if node.op_type in LAYERS]
     if unknown := set(kept) - {node.name for node in layers}:
         raise QuantizeError(f"no layer {min(unknown)}: there are {', '.join(node.name for node in layers)}")
@@ -167,7 +167,7 @@ def _layers(graph: onnx.GraphProto, kept: Sequence[str]) -> list[onnx.NodeProto]
 def _all_quant_params(
     proto: onnx.ModelProto, layers: Sequence[onnx.NodeProto], images_NHW3: NDArray[np.uint8], scheme: Scheme
 ) -> dict[str, QuantParams]:
-    """Of every tensor that is to be rounded."""
+    """Return scale and zero point of every tensor to be rounded."""
     origins = rounded_tensors(proto.graph, layers)
     calibrated = [name for name, origin in origins.items() if name == origin]
     num_levels = 255 if scheme.signed else 256
@@ -191,10 +191,11 @@ def _correct_biases(
     images_NHW3: NDArray[np.uint8],
     scheme: Scheme,
 ) -> None:
-    """Move each layer's bias by the mean error that rounding it alone leaves in each of its channels.
+    """Move each layer's bias by the mean error that rounding this layer alone leaves in each channel.
 
-    Each rounded layer reads what the exact network gives it. To correct the layers for what comes from those
-    before them as well, all at once, counts the same error once a layer (docs/decisions.md).
+    Each rounded layer reads the input that the exact network gives it. A correction for the errors of earlier
+    layers as well, for all layers at once, would count the same error once for each layer
+    (docs/decisions.md).
     """
     both = beside(proto, Writer(proto, quant_params, scheme).write(layers), layers)
     biases = {node.output[0]: node.input[2] for node in layers}

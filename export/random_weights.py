@@ -1,8 +1,8 @@
 """A row of the zoo with random weights, for benchmarks and tests: a real network that has learnt nothing.
 
-A fresh network would be too tame to test an export with: its BatchNorms do nothing, so fusing them wrongly
-would not show. Scales and shifts are random here, and the statistics are those of made-up images, so that
-activations neither fade nor overflow in fp16, however deep the network.
+A newly initialised network would not test an export: its BatchNorms do nothing, so an error in fusing them
+would not show. Here scales and shifts are random, and the statistics are those of synthetic images, so that
+activations neither vanish nor overflow in fp16, however deep the network is.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from models.resnet import ResNet, build
 from models.statistics import estimate_statistics
 
 NUM_IMAGES = 8
-# Of a branch's last norm. With branches as strong as their shortcuts, rounding errors would grow by a quarter
-# a block, in bf16 to a third of the sums after 16 blocks: such a network could be held against nothing.
+# Scale of a branch's last norm. If branches were as strong as their shortcuts, rounding errors would grow by
+# a quarter with each block, in bf16 to a third of the sums after 16 blocks, and parity could not be checked.
 BRANCH_SCALE = 0.3
 RANDOM = "random"  # as `Provenance.weights` names such weights
 
 
 def random_model(name: str, seed: int = 0) -> tuple[ResNet, CheckpointMetadata]:
-    """The network in evaluation mode, and its metadata; the same for the same seed.
+    """Return the network in evaluation mode, and its metadata; the same for the same seed.
 
     Raises:
         UnknownArchitecture: the zoo has no row of that name.
@@ -58,7 +58,7 @@ def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def sha256_of_weights(model: ResNet) -> str:
-    """Of the tensors in order: random weights lie in no file whose hash could be taken."""
+    """Return the SHA-256 of all tensors in order, because random weights are in no file."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())

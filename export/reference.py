@@ -1,8 +1,8 @@
-"""What is usual for a network: percentiles of every scalar and map over validation images.
+"""The usual values of a network: percentiles of every scalar and map over validation images.
 
-They go into the manifest, so that a server can say what is unusual about one photograph, and draw several on
-one scale. They are measured through the artifact's own graphs, by what the server answers with. The command
-line hands this to the export, which knows nothing of the service.
+The manifest holds them, so that a server can say what is unusual about a photograph, and draw several
+photographs on one scale. They are measured with the artifact's own graphs, and with the functions with which
+the server answers.
 
 Shapes: N images, L blocks.
 """
@@ -29,10 +29,10 @@ from introspection.quantities import LESIONS, MAPS
 from introspection.readings import FloatArray, LesionLogits
 
 NUM_IMAGES = 1000
-# Every block is removed from each of so many images; of a deep network from fewer.
+# The number of images for which every block is removed once; fewer for deep networks.
 NUM_LESION_IMAGES, MAX_LESION_ROWS = 128, 2048
 BATCH = 16
-# Maps whose scale is not given by their definition; so many per cent of images are drawn without clipping.
+# Maps without a scale by definition; UNCLIPPED per cent of images are drawn without clipping.
 SCALED = tuple(name for name, row in MAPS.items() if row.range is None)
 UNCLIPPED = 95
 
@@ -42,10 +42,10 @@ Run = Callable[[Sequence[Row]], Iterator[dict[str, NDArray[Any]]]]
 def measure_reference(
     directory: Path, manifest: Manifest, images_NHW3: NDArray[np.uint8], dataset: str
 ) -> Reference:
-    """Of NUM_IMAGES of the images at most, evenly spaced, each for its own top class.
+    """Measure at most NUM_IMAGES of the images, evenly spaced, each for its own top class.
 
     Args:
-        directory: where the graphs are; `manifest` need not be written yet.
+        directory: of the graphs; `manifest` need not be written yet.
 
     Raises:
         EngineError: a graph does not run on ONNX Runtime's CPU provider.
@@ -84,7 +84,7 @@ def measure_reference(
 
 
 def _lesions(run: Run, pixels: NDArray[np.uint8], num_blocks: int) -> dict[str, FloatArray]:
-    """`lesion.*` of one image, [L] each."""
+    """Return the scalars `lesion.*` of one image, [L] each."""
     blocks = tuple(range(num_blocks))
     rows = lesion_rows(pixels, np.ones(num_blocks, np.float32), blocks)
     lesions = LesionLogits(blocks, np.stack([outputs["logits"] for outputs in run(rows)]))
@@ -100,7 +100,7 @@ def _note(noted: dict[str, list[FloatArray]], values: Mapping[str, FloatArray]) 
 
 @contextmanager
 def _engine(directory: Path, manifest: Manifest, kind: GraphKind) -> Iterator[Run]:
-    """What runs rows through a graph, and gives each its own row of the outputs."""
+    """Open a graph, and yield a function that runs rows and yields the outputs of each row."""
     graph = manifest.graph(kind, "fp32")
     assert graph is not None, "every artifact that is exported has it"
     engine = open_engine(BASELINE, directory / graph.file, graph.precision, EngineOptions("cpu"))
@@ -125,7 +125,7 @@ def _evenly(images_NHW3: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 
 
 def _bands(values_NL: FloatArray) -> tuple[tuple[float, float, float] | None, ...]:
-    """Percentiles of every block, over the images where it has a value; None where it never has one."""
+    """Return the percentiles of every block over the images where it has a value; None if in no image."""
     bands: list[tuple[float, float, float] | None] = []
     for values_N in values_NL.T:
         known = values_N[np.isfinite(values_N)]

@@ -1,4 +1,4 @@
-"""What every precision costs and brings, for people: a table in Markdown and a chart."""
+"""The report on all precisions for people: a table in Markdown and a chart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = {"fp32": "#4c72b0", "bf16": "#8172b3", "fp16": "#55a868", "int8": "#c4
 
 
 def write_report(manifest: Manifest, speeds: Mapping[str, tuple[Speed, ...]], folder: Path) -> Manifest:
-    """Write TABLE and CHART into the artifact's folder; the manifest with them and the speeds in it."""
+    """Write TABLE and CHART into the artifact's directory; return the manifest with them and the speeds."""
     graphs = tuple(graph.model_copy(update={"speeds": speeds[graph.file]}) for graph in manifest.graphs)
     manifest = manifest.model_copy(update={"graphs": graphs, "reports": (TABLE, CHART)})
     (folder / TABLE).write_text(_markdown(manifest), encoding="utf-8")
@@ -33,7 +33,7 @@ def write_report(manifest: Manifest, speeds: Mapping[str, tuple[Speed, ...]], fo
 
 
 def rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    """A row a graph, in the order of HEADINGS; "" where something was not measured."""
+    """Return a row for each graph, in the order of HEADINGS; "" if something was not measured."""
     return [_row(graph, manifest) for graph in manifest.graphs]
 
 
@@ -79,7 +79,7 @@ def _markdown(manifest: Manifest) -> str:
 
 
 def _draw(manifest: Manifest, path: Path) -> None:
-    """Accuracy against speed, a disc an engine with the file's size for its area; classify only."""
+    """Draw accuracy against speed for classify; each engine is a marker, whose area is the file's size."""
     from matplotlib.figure import Figure
 
     graphs = [graph for graph in manifest.graphs if graph.kind == "classify"]
@@ -100,7 +100,7 @@ def _draw(manifest: Manifest, path: Path) -> None:
         axes.scatter([], [], marker=shape, color="grey", label=name)
     axes.set_xlim(0, 1.1 * max((speed.images_per_s for graph in graphs for speed in graph.speeds), default=1))
     bottom, top = axes.get_ylim()
-    room = max(0.6, 0.35 * (top - bottom))  # a loss of a tenth of a point shall look like one
+    room = max(0.6, 0.35 * (top - bottom))  # so that a loss of a tenth of a point looks small
     axes.set_ylim(bottom - room, top + room)
     axes.set_xlabel("images a second, full batches")
     if has_accuracy:

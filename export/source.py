@@ -1,4 +1,4 @@
-"""What a user wants made into an artifact: the source of the weights, recognised by content, and the options.
+"""A request for an artifact: the source of the weights, recognised by its content, and the options.
 
 Four kinds of sources: a checkpoint of `residuum train`, a file of weights that others trained, the name of
 published weights, and random weights for a row of the zoo.
@@ -24,9 +24,9 @@ from models.pretrained import Pretrained
 from models.zoo import architecture
 
 SourceKind = Literal["checkpoint", "weights", "published", "random"]
-# Names that end so are files, whether or not they exist. What is in a file, its content tells.
+# Names with these endings are files, whether or not they exist. The content tells what is in a file.
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar"}
-# What the options of a file of weights, and of its preprocessing, are refused with.
+# Why a source refuses options that are for files of weights.
 KNOWN = {
     "checkpoint": "a checkpoint says itself what it holds",
     "random": "random weights take what is usual for their architecture",
@@ -34,15 +34,15 @@ KNOWN = {
 
 
 class SourceError(ResiduumError):
-    """What was asked for cannot be made; the message says why."""
+    """The request cannot be fulfilled; the message says why."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained before the export.
+    """Training before the export.
 
     Attributes:
-        prune: fraction of the branches' inner channels to drop, fine-tuned for `prune_epochs`; 0: none.
+        prune: fraction of the hidden channels to drop, followed by `prune_epochs` of fine-tuning; 0: none.
         qat_epochs: epochs of fine-tuning under int8's rounding; 0: none.
     """
 
@@ -53,21 +53,21 @@ class Training:
 
 @dataclass(frozen=True)
 class Request:
-    """A source of weights, and what to do otherwise than by default.
+    """A source of weights, and the options of its export.
 
     Attributes:
         weights: the path of a file, a name that `models.pretrained.resolve` takes, or a row of the zoo.
-        artifacts: the directory for artifacts that are given no `out`.
+        artifacts: the directory for artifacts without `out`.
         out: the artifact's directory; None: `artifacts` / the name.
         name: of the model; None: the name of `out`, or else the architecture's or the file's.
         seed: of random weights; None: the weights are not random.
-        architecture, changes, labels: for files of weights only: a row of the zoo, other values for its
-            fields, and a file with the classes' names.
-        preprocessing: other values for fields of `Preprocessing`; for published weights and files of weights.
-        precisions: what is made beside fp32.
-        training: what is trained before that.
+        architecture, changes, labels: for files of weights only: a row of the zoo, changes to its fields, and
+            a file with the names of the classes.
+        preprocessing: changes to `Preprocessing`; for published weights and files of weights.
+        precisions: the precisions beside fp32, and their images.
+        training: what is trained before the export.
         time_graphs, measure_reference: see `export.precisions.ExportPlan`.
-        force: make it even if it, or another model of that name, is there.
+        force: replace an artifact that exists already, also one of another model.
     """
 
     weights: str
@@ -87,7 +87,7 @@ class Request:
 
 
 def is_file(weights: str) -> bool:
-    """Return whether a path was given, and not a name."""
+    """Return whether `weights` is a path and not a name."""
     path = Path(weights).expanduser()
     return path.suffix in WEIGHT_SUFFIXES or weights.startswith((".", "/", "~")) or path.is_file()
 
@@ -122,7 +122,7 @@ def check_options(request: Request, kind: SourceKind, row: Pretrained | None) ->
             f"--{next(iter(request.preprocessing))} is for other people's weights: {KNOWN[kind]}"
         )
     check_fields(request.changes)
-    # Where the preprocessing is not known yet, one that every crop fits into.
+    # If the preprocessing is not known yet, check against one into which every crop fits.
     known_preprocessing = row.preprocessing if row else None
     changed_preprocessing(
         known_preprocessing or Preprocessing(resize=MAX_PIXELS, crop=1, mean=IMAGENET_MEAN, std=IMAGENET_STD),
@@ -136,7 +136,7 @@ def check_options(request: Request, kind: SourceKind, row: Pretrained | None) ->
 
 
 def options_of(request: Request) -> dict[str, object]:
-    """Return what is asked otherwise than by default, as JSON holds it; the same for the same artifact."""
+    """Return the options that are not defaults, as JSON holds them; equal for equal artifacts."""
     training = request.training
     options: dict[str, object] = {
         "preprocessing": dict(request.preprocessing),
@@ -153,7 +153,7 @@ def options_of(request: Request) -> dict[str, object]:
 
 
 def _precision_options(asked: PrecisionRequest) -> dict[str, object]:
-    """Data sets by their names: where they lie on this machine is nobody's business."""
+    """Name data sets without their location: paths of a machine do not belong into an artifact."""
     options: dict[str, object] = {"precisions": sorted({*asked.names} - {"fp32"})}
     if asked.calibration:
         options |= {"calibration": name_of(asked.calibration), "num_calibration": asked.num_calibration}

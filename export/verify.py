@@ -1,7 +1,8 @@
 """The gate between a model and its graphs: parity with the source model, in every precision.
 
-What is held against the source is what a file says, computed on the CPU (`export.emulate`); whether an engine
-computes the same on a machine is asked there, by the golden image. The gate of accuracy is `export.accuracy`.
+The gate compares the source with what the file says, computed on the CPU (`export.emulate`). Whether an
+engine on some machine computes the same is checked there, with the golden image. The gate of accuracy is
+`export.accuracy`.
 
 Shapes: N batch, H W space, K classes, L blocks.
 """
@@ -38,11 +39,11 @@ BATCH_SIZES = (1, 3, 8)
 
 
 class Tolerance(NamedTuple):
-    """How far logits may be from the source model's: of their range, and of 1 where that is smaller.
+    """Allowed distance of logits from the source model's, as a part of their range (at least of 1).
 
-    `parity` is for the file, by its own arithmetic; `sums` for F + s likewise, of their largest value: the
-    worst of millions of elements that nothing has averaged yet; `golden` for an engine that runs it: room
-    for another order of sums and for fused rounding, not for another answer.
+    `parity` is for the file with its own arithmetic. `sums` is for F + s, as a part of their largest value:
+    the worst of millions of elements that nothing has averaged yet. `golden` is for an engine that runs the
+    file: it leaves room for another order of sums and for fused rounding, not for another answer.
     """
 
     parity: float
@@ -58,8 +59,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp16": Tolerance(8e-3, 3e-2, 2e-2),
     "bf16": Tolerance(5e-2, 2e-1, 1e-1),
 }
-# An int8 graph against itself at another batch size, likewise: after sums in another order, ties round
-# otherwise.
+# An int8 graph against itself at another batch size: sums in another order change how ties round.
 BATCH_TOLERANCE = 2e-2
 # An engine against an int8 file's own arithmetic, likewise: twice as far as quantisation itself moved the
 # logits, between these. Kernels that do not overflow were off by 0.9 % on the embedded model, those that do
@@ -69,12 +69,12 @@ GOLDEN_INT8 = (2.5e-2, 4e-2)
 
 
 class GateError(ResiduumError):
-    """An exported graph is not what it was made from; the message names the figure."""
+    """An exported graph differs from its source; the message names the figure."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the unfused source model says, in float64, of some images."""
+    """The logits of the unfused source model, in float64, for some images."""
 
     images_NHW3: NDArray[np.uint8]
     logits_NK: NDArray[np.float64]
@@ -85,7 +85,7 @@ class Reference:
 
 
 def synthetic_images(count: int, size: int, seed: int) -> NDArray[np.uint8]:
-    """Smooth random colour fields with some grain, uint8 [count, size, size, 3]."""
+    """Return smooth random colour fields with some grain, uint8 [count, size, size, 3]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 5, 5, generator=generator)
     field = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
@@ -96,7 +96,7 @@ def synthetic_images(count: int, size: int, seed: int) -> NDArray[np.uint8]:
 
 @torch.no_grad()
 def reference(source: ResNet, preprocessing: Preprocessing, images_NHW3: NDArray[np.uint8]) -> Reference:
-    """`source` is in float64 and evaluation mode, with its BatchNorms in place."""
+    """Compute the reference; `source` is in float64 and evaluation mode, with its BatchNorms."""
     logits = torch.cat(
         [source(chunk) for chunk in torch.split(normalised(images_NHW3, preprocessing, torch.float64), 8)]
     )
@@ -111,13 +111,13 @@ def check_parity(
     expected: Reference,
     precision: Precision = "fp32",
 ) -> Parity:
-    """Hold the graph's logits against the source model's at several batch sizes.
+    """Compare the graph's logits with the source model's at several batch sizes.
 
-    An int8 graph is only measured: what it may lose is the gate of accuracy's to say. But no graph may answer
-    otherwise in a batch than alone.
+    An int8 graph is measured only, because the gate of accuracy limits its loss. But no graph may give an
+    image another answer in a batch than alone.
 
     Raises:
-        GateError: the logits differ by more than TOLERANCES says, or F + s from the network's own sum.
+        GateError: logits, or F + s, differ by more than TOLERANCES allows.
     """
     session = open_as_written(graph, precision)
     unit = max(1.0, expected.logit_range)
@@ -154,7 +154,7 @@ def check_parity(
 
 
 def golden(graph: Path, precision: Precision, expected: Reference) -> tuple[NDArray[np.float64], float]:
-    """The logits [K] that every engine must give for the golden image, and how far it may be from them.
+    """Return the logits [K] that every engine must give for the golden image, and the tolerance.
 
     Of an int8 graph they are its own, emulated: how far quantisation moved them is not the engine's doing.
     But it is what this network makes of rounding, and an engine that rounds elsewhere may do as much again.
