@@ -95,7 +95,7 @@ def test_a_full_disk_keeps_nobody_from_being_served(
 
 WALL_CLOCK = {
     "telemetry/metrics.py: time.time_ns",  # the protocol wants to know when the last inference was
-    "telemetry/opentelemetry.py: time.time_ns",  # when a trace began, which another machine's spans must fit to
+    "telemetry/opentelemetry.py: time.time_ns",  # when a trace began: spans of other machines must fit
 }
 READS_IT = {
     *(f"time.{name}" for name in ("time", "time_ns", "ctime", "localtime", "gmtime", "asctime")),
