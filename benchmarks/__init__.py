@@ -1,1 +1,1 @@
-"""Measurements, side by side in one run. Nothing imports them but the command line."""
+"""Measurements; what is compared is measured in one run. Only the command line imports this package."""

@@ -1,6 +1,6 @@
-"""What this project aims at in speed, and whether a run on this machine met it.
+"""The project's aims for the speed of graphs, and whether a run on this machine met them.
 
-An aim that the machine or the model cannot speak to is "not applicable", and why; it is not a failure.
+An aim that needs another processor, GPU or model is "not applicable", with the reason; that is no failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ RESNET_50 = ("resnet50", 224)  # architecture and pixels
 
 @dataclass(frozen=True)
 class Aim:
-    """`value` is None where no row speaks to it; `feature`: of the processor, or a word of the GPU's name."""
+    """A limit for one number of the table.
+
+    Attributes:
+        value: returns the number from the rows; None if no row has it.
+        feature: a feature of the processor, or a word in the GPU's name, that the aim needs.
+    """
 
     what: str
     value: Callable[[Rows], float | None]
@@ -29,7 +34,7 @@ class Aim:
 
 
 def fastest(rows: Rows, graph: str, key: str, **where: str) -> float | None:
-    """`key` of the row with the most images a second among those."""
+    """Return `key` of the row with the most images a second, among rows of `graph` that match `where`."""
     wanted = {"graph": graph, **where}
     found = [row for row in rows if row[key] is not None and wanted.items() <= row.items()]
     return max(found, key=lambda row: row["images_per_s"])[key] if found else None
@@ -44,7 +49,7 @@ def to_classify(**where: str) -> Callable[[Rows], float | None]:
 
 
 def cost_of_uint8(engine: str, precision: str) -> Callable[[Rows], float | None]:
-    """By how much the graph that takes floats is faster, in per cent."""
+    """Return a function: how much faster the graph with float input is, in per cent."""
 
     def value(rows: Rows) -> float | None:
         ratio = fastest(rows, "float input", "ratio_to_classify", engine=engine, precision=precision)
@@ -96,7 +101,7 @@ AIMS = (
 
 
 def judge(architecture: str, pixels: int, rows: Rows, machine: Machine) -> list[dict[str, Any]]:
-    """Every aim: `met` is True, False, or None where it is not applicable, and then `why`."""
+    """Return every aim with `met`: True, False, or None if it is not applicable; then `why` says why."""
     judged = []
     for aim in AIMS:
         why = _not_applicable(aim, architecture, pixels, machine)
@@ -125,12 +130,12 @@ def _not_applicable(aim: Aim, architecture: str, pixels: int, machine: Machine) 
     if aim.feature and aim.feature not in (*machine.features, *(machine.gpu or "").split()):
         return f"no {'AMX' if aim.feature.startswith('amx') else aim.feature}"
     if aim.only_resnet50 and (architecture, pixels) != RESNET_50:
-        return "of ResNet-50 at 224 pixels"
+        return "only for ResNet-50 at 224 pixels"
     return None
 
 
 def print_aims(judged: Sequence[dict[str, Any]]) -> None:
-    """One line: those that were met or not, then by reason those that do not apply."""
+    """Print one line: first the aims that apply, then the others, grouped by reason."""
     told = []
     left: dict[str, list[str]] = {}
     for aim in judged:

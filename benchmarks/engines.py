@@ -1,10 +1,10 @@
-"""How fast an artifact's graphs run on every engine that this machine has: theory first, then the table.
+"""Time an artifact's graphs on every engine of this machine: print the theory first, then the table.
 
-    residuum bench [--model NAME]... [--seconds S] [--batch N]... [--quick]     # make bench
+    residuum bench [--model NAME]... [--seconds S] [--batch N]... [--quick]         # make bench
 
-Every row's logits are checked before it is timed, and a row that answers wrongly gets no speed. All rows of
-a model are timed in turn, a short slice each, round after round: what else the machine does moves all alike,
-and a ratio is the median of the rounds' own ratios. The last line printed is JSON.
+The logits of every row are checked before it is timed; a row with wrong logits gets no speed. All rows of a
+model are timed in short slices, in turn, for several rounds, so that other work on the machine affects all
+rows alike. A ratio is the median of the ratios of the rounds. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 128)}
 
 
 class BenchError(ResiduumError):
-    """What is asked for cannot be measured."""
+    """The arguments cannot be used."""
 
 
 @dataclass
 class Row:
-    """One engine, one graph, one batch size; `facts` is what goes into the JSON."""
+    """One graph on one engine with one batch size; `facts` is its part of the JSON."""
 
     engine: Engine
     inputs: Inputs
     facts: dict[str, Any]
     times_ms: list[float] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)  # images a second, by the median run of each round
+    rates: list[float] = field(default_factory=list)  # images a second, from the median run of each round
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -70,16 +70,16 @@ def bench_engines(
     batches: Sequence[int] = (),
     quick: bool = False,
 ) -> dict[str, Any]:
-    """Print and return the figures of each model, about `seconds` for each row.
+    """Measure each model for about `seconds` a row; print and return the figures.
 
     Args:
-        models: names or paths; none: the embedded one and a ResNet-50 with random weights.
-        settings: `engine`, `precision` and `device` choose among the rows; ORT in fp32 is always there.
-        batches: sizes; none: what suits the device.
-        quick: a quarter of the time, and without `models` the embedded one alone.
+        models: names or paths; if empty, the embedded model and a ResNet-50 with random weights.
+        settings: `engine`, `precision` and `device` select rows; ONNX Runtime in fp32 is always included.
+        batches: batch sizes; if empty, the usual ones of the device.
+        quick: measure a quarter of the time, and by default only the embedded model.
 
     Raises:
-        BenchError: no time, or a batch of nothing.
+        BenchError: `seconds` or a batch size is not positive.
     """
     if not 0 < seconds < math.inf:
         raise BenchError(f"--seconds {seconds:g}: must be above 0")
@@ -104,7 +104,7 @@ def bench_engines(
 def bench_model(
     directory: Path, settings: Settings, machine: Machine, seconds: float, batches: Sequence[int]
 ) -> dict[str, Any]:
-    """Theory, the rows, the aims: of one artifact."""
+    """Print the theory, the rows and the aims of one artifact; return them."""
     manifest = read_manifest(directory)
     costs = {g.precision: cost_of(directory / g.file) for g in manifest.graphs if g.kind == "classify"}
     pixels, num_parameters = manifest.preprocessing.crop, manifest.provenance.num_parameters
@@ -139,7 +139,7 @@ def bench_model(
 def candidates(
     manifest: Manifest, settings: Settings, device: str, batches: Sequence[int]
 ) -> tuple[list[tuple[Graph, EngineName, EngineOptions]], list[str]]:
-    """Every graph, engine and mode that is worth timing here, fp32 first; and why an engine is not."""
+    """Return every graph, engine and mode worth timing, fp32 first; and why engines are left out."""
     found = []
     left_out: dict[str, None] = {}
     for graph in sorted(manifest.graphs, key=lambda g: (g.precision != "fp32", KINDS.index(g.kind))):
@@ -166,7 +166,10 @@ def open_rows(
     batches: Sequence[int],
     stack: ExitStack,
 ) -> tuple[list[Row], list[str]]:
-    """Open every engine once, check it, and make a row for each batch size; `stack` closes them."""
+    """Open and check every engine once; return a row for each batch size, and what is left out.
+
+    `stack` closes the engines.
+    """
     work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     check = Check(directory, manifest)
     rows: list[Row] = []
@@ -192,10 +195,10 @@ def open_rows(
 
 
 def time_in_turn(rows: Sequence[Row], seconds: float) -> None:
-    """A slice of every row, ROUNDS times, or fewer once it takes far longer than was asked for.
+    """Time one slice of every row in each of ROUNDS rounds; stop early if that takes far too long.
 
-    A slice begins with a run that is not counted, because the rows before it own the caches now; not where a
-    run is longer than a slice.
+    A slice begins with a run that is not counted, because the caches hold the data of the row before. It is
+    left out if one run is longer than a slice.
     """
     slice_ms, deadline = 1000 * seconds / ROUNDS, time.monotonic() + 2.5 * seconds * len(rows)
     for done in range(ROUNDS):
@@ -215,7 +218,7 @@ def time_in_turn(rows: Sequence[Row], seconds: float) -> None:
 
 
 def summarise(row: Row, rows: Sequence[Row], costs: Mapping[Precision, Cost]) -> dict[str, Any]:
-    """The row's figures; None where it was not timed, or what it is compared with was not."""
+    """Return the row's figures; None for a figure whose row, or reference row, was not timed."""
     kind, precision, name, mode, size = row.key
     base = kind if kind in KINDS else "classify"
     to_ort = next((r for r in rows if r.key[:3] == (base, "fp32", BASELINE) and r.key[4] == size), None)

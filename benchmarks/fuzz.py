@@ -1,17 +1,20 @@
-"""Send hostile requests to a server over several connections, and tell whether they did any harm.
+"""Send hostile requests to a server over several connections, and report every wrong reaction.
 
-    python -m benchmarks.fuzz --count 100000                                         # to a server of its own
-    python -m benchmarks.fuzz --kind images -- --engine onnxruntime                  # whose flags follow --
+    python -m benchmarks.fuzz --count 100000                         # to a server that it starts
+    python -m benchmarks.fuzz --kind images -- --engine onnxruntime  # with these flags
     python -m benchmarks.fuzz --url http://127.0.0.1:8000 --minutes 60 --count 100000000
-    python -m benchmarks.fuzz --kind images --seed 0 --first 1234 --count 1          # case 1234 again
+    python -m benchmarks.fuzz --kind images --seed 0 --first 1234 --count 1     # repeat case 1234
 
-Case i depends on --kind, --seed and i alone. A finding is: a 5xx other than 503, a lost connection, an answer
-later than --timeout or in a form that is not documented, a wrong answer to a sound image in between; memory
-that grows after the first quarter, files that stay open, gauges that do not return to zero, a failed batch;
-of a server of its own also a complaint in its log, or another exit code than 0. With any, the exit code is 1;
-the request is saved with its seed. The last line printed is JSON.
+Case i depends on --kind, --seed and i only. These are findings:
 
-Knows HTTP and the server's contract, not its code.
+- a 5xx other than 503, a lost connection, an answer later than --timeout or in an undocumented form
+- a wrong answer to one of the valid images that are sent in between
+- memory that grows after the first quarter, files that stay open, gauges that do not return to zero,
+  a failed batch
+- if the server was started here: an error in its log, or an exit code other than 0
+
+The exit code is 1 if there is a finding; its request is saved with its seed. The last line printed is JSON.
+This module knows HTTP and the server's contract, not the server's code.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ from benchmarks.hostile.forms import corpus, image_request
 from benchmarks.hostile.inference import Model, inference_request
 from benchmarks.hostile.request import HostileRequest
 
-MAX_FINDINGS = 20  # after which there is no point in going on
-SOUND_EVERY = 50  # cases a sound image is sent, and its answer compared
+MAX_FINDINGS = 20  # the run ends after this many
+SOUND_EVERY = 50  # a valid image is sent after this many cases, and its answer compared
 SAMPLE_S = 0.5
-SETTLE_S = 30  # until what the last requests left behind is gone
+SETTLE_S = 30  # maximum time until files and gauges are back to their first values
 # Pictures of 49 megapixels leave holes in the heap, which come and go. A leak of 1 kB a request is
 # 49 MiB in 100,000.
 GROWTH_MIB = 40.0
@@ -49,7 +52,7 @@ GROWTH_FILES = 4
 
 @dataclass
 class Run:
-    """One run, and what came back until now, gathered from all workers."""
+    """The parameters of a run, and the results of all its workers."""
 
     url: str
     model: Model
@@ -101,25 +104,27 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--kind", choices=("images", "inference", "both"), default="both")
     parser.add_argument("--count", type=int, default=20_000, help="how many cases (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after this time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--url", help="of a running server; default: one is started, and its end is checked")
-    parser.add_argument("--workers", type=int, default=8, help="connections at a time (default: %(default)s)")
+    parser.add_argument("--url", help="a running server (default: start one, and check how it ends)")
+    parser.add_argument("--workers", type=int, default=8, help="number of connections (default: %(default)s)")
     parser.add_argument(
         "--timeout", type=float, default=20.0, help="seconds an answer may take (default: %(default)s)"
     )
-    parser.add_argument("--findings", type=Path, default=Path("fuzz-failures"), help="where they are saved")
-    parser.add_argument("flags", nargs="*", help="behind --: of the server that is started")
+    parser.add_argument(
+        "--findings", type=Path, default=Path("fuzz-failures"), help="folder for the requests that failed"
+    )
+    parser.add_argument("flags", nargs="*", help="after --: flags of the server that is started")
     return parser.parse_args(arguments)
 
 
 @contextmanager
 def target(args: argparse.Namespace) -> Iterator[tuple[Run, range]]:
-    """The run against a server, and the numbers of its cases.
+    """Yield the run against a server, and the numbers of its cases.
 
     Raises:
-        ServerFailed, Finding, OSError, ValueError, LookupError: there is no server, or none like ours.
+        ServerFailed, Finding, OSError, ValueError, LookupError: no server answers, or not as ours does.
     """
     cases = range(args.first, args.first + args.count)
     if args.url:
@@ -151,7 +156,7 @@ def new_run(url: str, args: argparse.Namespace) -> Run:
 
 
 def fuzz(run: Run, cases: range, num_workers: int) -> None:
-    """Send everything, and look at the server meanwhile and afterwards."""
+    """Send all cases; sample the server's metrics meanwhile, and check them afterwards."""
     workers = [
         threading.Thread(target=work, args=(run, cases[i::num_workers]), daemon=True)
         for i in range(num_workers)
@@ -166,7 +171,7 @@ def fuzz(run: Run, cases: range, num_workers: int) -> None:
 
 
 def work(run: Run, cases: range) -> None:
-    """One worker's cases."""
+    """Send the cases of one worker."""
     with closing(Client(run.url, run.timeout)) as client:
         for number in cases:
             if len(run.findings) >= MAX_FINDINGS or time.monotonic() > run.end:
@@ -177,7 +182,7 @@ def work(run: Run, cases: range) -> None:
                 outcome = client.send(request, chance)
                 if number % SOUND_EVERY == 0:
                     run.witness.ask(client, chance)
-            except Exception as error:  # a Finding, or what the fuzzer itself trips over
+            except Exception as error:  # a Finding, or a bug of the fuzzer
                 outcome, finding = "finding", f"{type(error).__name__}: {error}"
             elapsed_ms = (time.perf_counter() - started) * 1000
             if not finding and elapsed_ms > run.timeout * 1000:
@@ -193,7 +198,7 @@ def work(run: Run, cases: range) -> None:
 
 
 def save(request: HostileRequest, run: Run, number: int) -> Path:
-    """The body, and beside it all that belongs to it."""
+    """Write the request's body, and a JSON file with its path, headers and delivery."""
     run.folder.mkdir(parents=True, exist_ok=True)
     path = run.folder / f"{run.kind}-seed{run.seed}-case{number}.bin"
     path.write_bytes(request.body)
@@ -202,11 +207,11 @@ def save(request: HostileRequest, run: Run, number: int) -> Path:
     return path
 
 
-# --- the server meanwhile ----------------------------------------------------------------------------
+# --- the server's metrics ----------------------------------------------------------------------------
 
 
 def sample(run: Run) -> own_server.Metrics:
-    """What the server says of itself now; a finding where it does not."""
+    """Read the server's metrics and note its memory; a failure is a finding."""
     try:
         metrics = own_server.read_metrics(run.url, run.timeout)
     except (OSError, ValueError) as error:
@@ -218,7 +223,7 @@ def sample(run: Run) -> own_server.Metrics:
 
 
 def look_after(run: Run) -> None:
-    """Nobody asks any more: everything must be as it was."""
+    """Check that the idle server has released files, memory and queued work."""
     deadline = time.monotonic() + SETTLE_S
     while metrics := sample(run):
         more = own_server.open_files(metrics) - own_server.open_files(run.before)

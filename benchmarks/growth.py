@@ -1,4 +1,4 @@
-"""Does something grow that should not? Samples -> marks, and growth and slope after the first quarter."""
+"""Detect growth, such as a leak, in samples of a long run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 
 def judge(samples: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """(how far, value) in order -> the value at four moments, each a median of its neighbours.
+    """Return marks of a series of (progress, value) samples: start, quarter, half, end, peak, growth, slope.
 
-    After a quarter of the way everything that is kept for good should be there. `growth` is from the median
-    of the second quarter to that of the last, for what is held for a while comes and goes; `slope` is that of
-    the best line through all after the first quarter, for 1000 units of the way.
+    Each mark is the median of the samples near it. `growth` is the difference between the medians of the
+    second and the last quarter: the first quarter is left out because pools and caches fill in it, and a
+    median ignores memory that is held for a moment. `slope` is the slope of the least-squares line after the
+    first quarter, per 1000 units of progress.
     """
     done = np.array([far for far, _ in samples], float)
     values = np.array([value for _, value in samples], float)

@@ -1,12 +1,13 @@
-"""How fast the server answers photographs, beside its peers in one run: theory first, then the tables.
+"""Compare the server's speed with that of other servers in one run: print the theory first, then the tables.
 
-    python -m benchmarks.http --chart docs/images/http.png      # make bench-http; about 6 minutes
+    python -m benchmarks.http --chart docs/images/http.png           # make bench-http; about 6 minutes
     python -m benchmarks.http --seconds 3 --rounds 1 --server residuum --server litserve-ort
 
-Same artifact, same photographs, same cores: the servers are started one after another, each round in another
-order, and every ratio is the median of the rounds' own. Nothing is pinned; the load tool runs on the same
-cores and takes its share of them from each server alike. Ours takes RESIDUUM_* from the environment, else it
-runs with its defaults and without access log, as the peers do. The last line printed is JSON.
+All servers get the same artifact, the same photographs and the same cores. They are started one after
+another, in another order each round; a ratio is the median of the ratios of the rounds. No process is pinned:
+the load tool runs on the same cores, and takes the same share of them from every server. Our server reads
+RESIDUUM_* from the environment; otherwise it runs with its defaults and without access log, as the others do.
+The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from benchmarks.http_subject import (
 from benchmarks.load import Closed, LoadFailed, Target, closed_loop, open_loop
 from benchmarks.theory import print_machine, this_machine
 
-CEILING_S = 1.0  # for each thing that is timed beforehand
-RIGHT = 0.6  # share of fp32's top five that a server has to answer; int8 of random weights has about 0.9
-STEADY = 0.7  # of our peak: the load at which latencies are read
-OVERLOADS = (1.0, 2.0, 3.0)  # of our peak
-RAMP_S = 2.0  # of an open loop, not counted
-# What a client allows the server of its own limit; the rest is for the way there and back.
+CEILING_S = 1.0  # for each measurement of the ceiling
+RIGHT = 0.6  # minimum share of fp32's top five classes; int8 with random weights has about 0.9
+STEADY = 0.7  # share of our peak: the load at which latency is measured
+OVERLOADS = (1.0, 2.0, 3.0)  # multiples of our peak
+RAMP_S = 2.0  # of an open loop; not counted
+# Share of a client's time limit that it gives to the server; the rest is for the network.
 SHARE_OF_LIMIT = 0.9
 
 
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             files = photographs(args.images, Path(folder))
-            # Engines are timed anew in this run's first start: a choice made on a busy day shall not count.
+            # Let the server choose its engine in this run: the machine may have been busy at an earlier one.
             os.environ.setdefault("RESIDUUM_ENGINE_CACHE", str(Path(folder) / "engines"))
             document = bench_http(args, files)
     except (LoadFailed, ServerFailed, FileNotFoundError) as error:
@@ -72,18 +73,31 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=("resnet50", EMBEDDED), default="resnet50", help="(default: resnet50)"
     )
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of JPEG files (default: made up)")
     parser.add_argument(
-        "--server", choices=names, action="append", help="only these; repeatable (default: all)"
+        "--images", type=Path, metavar="FOLDER", help="folder of JPEG files (default: synthetic photographs)"
     )
-    parser.add_argument("--rounds", type=int, default=2, help="all servers in turn, so often (default: 2)")
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement (default: 10)")
-    parser.add_argument("--warmup", type=float, default=3, help="seconds before it (default: 3)")
-    parser.add_argument("--connections", type=int, default=16, help="of the closed loop (default: 16)")
     parser.add_argument(
-        "--limit-ms", type=float, default=1000, help="what comes later is no goodput (default: 1000)"
+        "--server", choices=names, action="append", help="measure this server; repeatable (default: all)"
     )
-    parser.add_argument("--chart", type=Path, metavar="PNG", help="where the chart goes")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="times that every server is measured (default: 2)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="duration of each measurement (default: 10)"
+    )
+    parser.add_argument(
+        "--warmup", type=float, default=3, help="seconds of load before each measurement (default: 3)"
+    )
+    parser.add_argument(
+        "--connections", type=int, default=16, help="connections of the closed loop (default: 16)"
+    )
+    parser.add_argument(
+        "--limit-ms",
+        type=float,
+        default=1000,
+        help="time limit of an answer that counts as goodput (default: 1000)",
+    )
+    parser.add_argument("--chart", type=Path, metavar="PNG", help="write a chart")
     args = parser.parse_args(arguments)
     if min(args.rounds, args.connections) < 1 or min(args.seconds, args.warmup) < 1 or args.limit_ms <= 0:
         parser.error("--rounds, --connections, --seconds and --warmup must be 1 or more, --limit-ms above 0")
@@ -91,11 +105,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def bench_http(args: argparse.Namespace, files: Sequence[Path]) -> dict[str, Any]:
-    """Print and return everything that is measured.
+    """Print and return all measurements.
 
     Raises:
-        LoadFailed: no load tool.
-        ServerFailed: our own server, or no peer can be installed.
+        LoadFailed: the load tool is missing or failed.
+        ServerFailed: our own server failed, or the packages of the others cannot be installed.
     """
     servers = [server for server in SERVERS if not args.server or server.name in args.server]
     if any(server.name != OURS for server in servers):
@@ -143,11 +157,11 @@ def measure_peak(
     right: Sequence[set[int]],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Start it, check its answers, and load it; a peer that fails says why instead."""
+    """Start a server, check its answers, and measure it; return a `problem` if it fails and is not ours."""
     print(f"{server.title} ...", file=sys.stderr, flush=True)
     try:
         with running(server, served, files) as target:
-            # Where torch has no weights of the artifact, it answers with those of a fresh network.
+            # Without weights for torch, the tutorial serves a network with other random weights.
             checked = server.name != "tutorial" or served.weights is not None
             agrees = agreement(right, top_classes(target)) if checked else None
             if agrees is not None and agrees < RIGHT:
@@ -162,16 +176,16 @@ def measure_peak(
 
 
 def peak(target: Target, connections: int, warmup: float, seconds: float) -> Closed:
-    """Warm up, let the server finish what the warm-up left behind, and measure."""
+    """Warm the server up, wait until its queue is empty, and measure."""
     closed_loop(target, connections, warmup)
     top_classes(target._replace(bodies=target.bodies[:1]))
     return closed_loop(target, connections, seconds)
 
 
 def summarise_rounds(rows: dict[str, dict[str, Any]], ceilings: Sequence[float]) -> None:
-    """Adds each server's medians of its rounds: speed, share of the ceiling, how much faster ours was.
+    """Add to each server the medians of its rounds, its share of the ceiling, and how much faster ours was.
 
-    The last two are of what was measured in the same round.
+    The last two are medians of ratios within a round.
     """
     ours = rows.get(OURS, {"rounds": []})["rounds"]
     for row in rows.values():
@@ -195,7 +209,7 @@ def summarise_rounds(rows: dict[str, dict[str, Any]], ceilings: Sequence[float])
 def measure_ours(
     served: Subject, files: Sequence[Path], most: float, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """One connection, a steady load, and loads beyond what it can take."""
+    """Measure our server with one connection, under a steady load, and under overload."""
     ours = next(server for server in SERVERS if server.name == OURS)
     print(f"{ours.title}: latency and overload ...", file=sys.stderr, flush=True)
     ramp_s = max(RAMP_S, 2 * args.limit_ms / 1000)

@@ -21,7 +21,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     connections = document["settings"]["connections"]
     _draw_speed(speed, rows, statistics.median(document["ceiling"]["rounds"]), connections)
     _draw_latency(latency, rows, connections)
-    latency.set_ylim(speed.get_ylim())  # each beside its bar
+    latency.set_ylim(speed.get_ylim())  # an offset for each bar of a pair
     if document["ours"] is not None:
         most = rows["residuum"]["requests_per_s"]
         _draw_overload(overload, document["ours"]["overloads"], most, document["settings"]["limit_ms"])

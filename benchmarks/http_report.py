@@ -1,4 +1,4 @@
-"""What benchmarks/http.py found, as tables, and held against what this project aims at."""
+"""Print the results of benchmarks/http.py as tables, and compare them with the project's aims."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def print_ceiling(best: Ceiling, model: str, num_images: int, mean_bytes: float)
 
 
 def print_servers(rows: Rows, connections: int) -> None:
-    """Closed loop; medians of the rounds."""
+    """Print the closed loop of every server: medians of the rounds."""
     print(
         f"\n{f'{connections} connections, closed loop':<32}{'requests/s':>11}{'rounds':>16}"
         f"{'ceiling':>9}{'ours is':>9}{'p50 ms':>9}{'p99 ms':>9}{'right':>7}{'not 200':>9}"
@@ -47,7 +47,7 @@ def print_servers(rows: Rows, connections: int) -> None:
 
 
 def print_ours(ours: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """The share of the ceiling, one connection, the steady load, the overloads."""
+    """Print our share of the ceiling, one connection, the steady load and the overloads."""
     alone, steady, most = ours["alone"], ours["steady"], row["requests_per_s"]
     print(
         f"\nours: {ours['precision']} on {ours['engine']}, {row['of_ceiling']:.1%} of the ceiling\n"
@@ -67,11 +67,11 @@ def print_ours(ours: Mapping[str, Any], row: Mapping[str, Any]) -> None:
 
 
 def judge(rows: Rows, ours: Mapping[str, Any] | None, machine: Machine, model: str) -> list[dict[str, Any]]:
-    """Every aim: `met` is True, False, or None where it is not applicable, and then `why`."""
+    """Return every aim with `met`: True, False, or None if it is not applicable; then `why` says why."""
     why_not = "ours was not measured" if ours is None else None
     peers = why_not
     if ours is not None and model != "resnet50":
-        peers = "of ResNet-50 at 224 pixels"
+        peers = "only for ResNet-50 at 224 pixels"
     elif ours is not None and "amx_int8" not in machine.features:
         peers = "no AMX"
     same = "litserve-openvino" if ours and ours["engine"] == "openvino" else "litserve-ort"

@@ -1,7 +1,8 @@
-"""The servers that benchmarks/http.py compares: how each is started, asked and stopped, one at a time.
+"""The servers that benchmarks/http.py compares: how each is started, asked and stopped.
 
-The peers (benchmarks/peers/) run in `.venv-peers`, which is made when it is missing or their requirements
-have changed. Nothing is pinned: a server has all cores, and shares them with the load tool.
+The other projects' servers (benchmarks/peers/) run in `.venv-peers`, which is made if it is missing or its
+requirements have changed. No process is pinned: one server at a time has all cores, which it shares with the
+load tool.
 """
 
 from __future__ import annotations
@@ -29,26 +30,26 @@ from benchmarks.peers_venv import PeersFailed, make_venv
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
 PEERS_VENV = ROOT / ".venv-peers"
-READY_S = 180  # ours times its engines at its first start
+READY_S = 180  # our server times its engines at the first start
 STOP_S = 30
 OURS = "residuum"
 BOUNDARY = "benchmark"
 
 
 class ServerFailed(ResiduumError):
-    """A server cannot be started, or does not answer as it should; the message has the end of its log."""
+    """A server cannot be started, or answers wrongly; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """`command` follows the interpreter; {port} and {artifact} are filled in."""
+    """How to start a server: the arguments of Python, in which {port} and {artifact} are filled in."""
 
     name: str
     title: str
     command: tuple[str, ...]
-    ready: str  # a path that answers 200 when it is
-    path: str  # where images are posted
-    field: str | None  # of the form that it takes them in; None: as the body
+    ready: str  # a path that answers 200 when the server is ready
+    path: str  # the path that takes images
+    field: str | None  # the form field of an image; None: the image is the body
     environment: tuple[tuple[str, str], ...] = ()
 
 
@@ -81,7 +82,7 @@ SERVERS = (
 
 @contextmanager
 def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator[Target]:
-    """Start it, wait until it is ready, and stop it and all its processes at the end.
+    """Start a server, wait until it is ready, and stop all its processes at the end of `with`.
 
     Raises:
         ServerFailed: it ended, or was not ready in time.
@@ -101,7 +102,7 @@ def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator
             try:
                 _wait_until_ready(process, f"http://127.0.0.1:{port}{server.ready}")
                 yield target
-            except (ServerFailed, OSError) as error:  # what the caller does with it included
+            except (ServerFailed, OSError) as error:  # also an error of the caller's block
                 log.seek(0)
                 said = log.read().decode(errors="replace")[-2000:]
                 raise ServerFailed(f"{server.title}: {error}\n{said}") from error
@@ -110,7 +111,7 @@ def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator
 
 
 def make_target(server: Server, port: int, files: Sequence[Path], folder: Path) -> Target:
-    """The bodies as that server takes them; a form is written out beforehand, so that no tool has to."""
+    """Return the request bodies for that server; forms are written to files beforehand."""
     url = f"http://127.0.0.1:{port}{server.path}"
     if server.field is None:
         return Target(url, "image/jpeg", files)
@@ -127,7 +128,7 @@ def make_target(server: Server, port: int, files: Sequence[Path], folder: Path) 
 
 
 def top_classes(target: Target) -> list[set[int]]:
-    """What a server answers to each body, once.
+    """Return the classes that a server answers to each body.
 
     Raises:
         ServerFailed: it answers with an error, or not as it should.
@@ -150,7 +151,7 @@ def top_classes(target: Target) -> list[set[int]]:
 
 
 def make_peers_venv() -> None:
-    """Create or renew `.venv-peers`; takes minutes, and says so.
+    """Create or renew `.venv-peers`, which takes minutes; print a message before.
 
     Raises:
         ServerFailed: pip failed.
@@ -171,7 +172,7 @@ def _command(server: Server, subject: Subject, port: int) -> list[str]:
 
 
 def _environment(server: Server, subject: Subject) -> dict[str, str]:
-    """Ours takes RESIDUUM_* from the caller; nobody reports to its makers."""
+    """Return the environment of a server: ours keeps RESIDUUM_*; telemetry of all libraries is off."""
     own = {"PEER_ARTIFACT": str(subject.directory), **dict(server.environment)}
     if subject.weights is not None:
         own["PEER_WEIGHTS"] = str(subject.weights)
@@ -198,7 +199,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the server, and the rest of its processes killed: it has a process group of its own."""
+    """End the server with SIGTERM, then kill the rest of its process group."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=STOP_S)

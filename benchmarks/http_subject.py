@@ -1,4 +1,4 @@
-"""What benchmarks/http.py serves and sends: the artifact, photographs, right answers, and the ceiling."""
+"""The artifact, photographs and right answers of benchmarks/http.py, and the ceiling of this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Subject:
-    """An artifact with an int8 graph, and the same network's weights for torch where there are any."""
+    """An artifact with an int8 graph, and the same weights as a file for torch, if there is one."""
 
     directory: Path
     manifest: Manifest
@@ -42,7 +42,7 @@ class Subject:
 
 
 def subject(name: str) -> Subject:
-    """`resnet50` with random weights, made if missing, which takes minutes; or the embedded model."""
+    """Return the embedded model, or `resnet50` with random weights, which takes minutes to make."""
     if name == EMBEDDED:
         directory = find_artifact(EMBEDDED, Path())
         return Subject(directory, read_manifest(directory), None)
@@ -61,7 +61,7 @@ def subject(name: str) -> Subject:
 
 
 def photographs(directory: Path | None, folder: Path) -> list[Path]:
-    """JPEG files: up to NUM_PHOTOGRAPHS of `directory`, else made up and written into `folder`.
+    """Return up to NUM_PHOTOGRAPHS JPEG files of `directory`; without one, write synthetic ones to `folder`.
 
     Raises:
         FileNotFoundError: there is none in `directory`.
@@ -78,7 +78,7 @@ def photographs(directory: Path | None, folder: Path) -> list[Path]:
 
 
 def made_up_photograph(seed: int) -> Image.Image:
-    """Noise of every scale, weaker the finer it is, as in photographs; as a JPEG 50 to 100 kB like those."""
+    """Return noise of every scale with a spectrum like a photograph's; as JPEG it has 50 to 100 kB."""
     rng = np.random.default_rng(seed)
     levels = np.full((HEIGHT, WIDTH, 3), 128, np.float32)
     for side in (4, 8, 16, 32, 64, 128, WIDTH):
@@ -95,7 +95,7 @@ def made_up_photograph(seed: int) -> Image.Image:
 
 
 def right_answers(subject: Subject, files: Sequence[Path], top_k: int = 5) -> list[set[int]]:
-    """The top classes of each photograph, by ONNX Runtime in fp32."""
+    """Return the top classes of each photograph, by ONNX Runtime in fp32."""
     graph = subject.manifest.graph("classify", "fp32")
     assert graph is not None, "every artifact has one"
     images = [preprocess(path.read_bytes(), subject.manifest.preprocessing).pixels for path in files]
@@ -104,7 +104,7 @@ def right_answers(subject: Subject, files: Sequence[Path], top_k: int = 5) -> li
 
 
 def agreement(right: Sequence[set[int]], answers: Sequence[set[int]]) -> float:
-    """The mean share of the right top classes that were answered."""
+    """Return the mean share of the right top classes that a server answered."""
     return sum(len(a & b) / len(a) for a, b in zip(right, answers, strict=True)) / len(right)
 
 
@@ -113,12 +113,12 @@ def agreement(right: Sequence[set[int]], answers: Sequence[set[int]]) -> float:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What these cores could answer a second were decoding and inference all that there is to do."""
+    """The most requests a second that these cores could answer if only decoding and inference took time."""
 
     cores: int
-    decode_ms: float  # an image, one core
+    decode_ms: float  # for one image on one core
     decodes_per_s: float  # on all cores
-    inference_ms: float  # an image, all cores
+    inference_ms: float  # for one image on all cores
     inferences_per_s: float
     engine: EngineName
     instances: int
@@ -134,7 +134,7 @@ class Ceiling:
 
 
 def ceiling(subject: Subject, files: Sequence[Path], seconds: float) -> Ceiling:
-    """Time decoding alone, then inference alone at its best; about `seconds` for each that is tried."""
+    """Time decoding alone, then inference alone in every way; each for about `seconds`."""
     cores = num_cores()
     one = decode_rate(subject, files, 1, seconds)
     tried = [
@@ -158,14 +158,14 @@ def ceiling(subject: Subject, files: Sequence[Path], seconds: float) -> Ceiling:
 
 
 def once_more(best: Ceiling, subject: Subject, files: Sequence[Path], seconds: float) -> Ceiling:
-    """The best way timed again, since what a shared machine can do changes within minutes."""
+    """Time the fastest way again, because the speed of a shared machine changes within minutes."""
     rates = inference_rates(subject, best.engine, best.instances, (best.batch,), seconds)
     decodes_per_s = decode_rate(subject, files, best.cores, seconds)
     return replace(best, decodes_per_s=decodes_per_s, inferences_per_s=rates[best.batch])
 
 
 def decode_rate(subject: Subject, files: Sequence[Path], threads: int, seconds: float) -> float:
-    """Images a second from their files to what the graph takes."""
+    """Return how many image files a second are decoded and preprocessed."""
     bodies, spec = cycle([path.read_bytes() for path in files]), subject.manifest.preprocessing
     return rate_of(lambda: preprocess(next(bodies), spec), threads, seconds)
 
@@ -173,7 +173,7 @@ def decode_rate(subject: Subject, files: Sequence[Path], threads: int, seconds: 
 def inference_rates(
     subject: Subject, name: EngineName, instances: int, batches: Sequence[int], seconds: float
 ) -> dict[int, float]:
-    """Batch size -> images a second with all instances at work; nothing where the engine cannot be had."""
+    """Return images a second by batch size, with all instances busy; empty if the engine is not available."""
     graph, crop = subject.manifest.graph("classify", "int8"), subject.manifest.preprocessing.crop
     assert graph is not None, "the subject has an int8 graph"
     options = EngineOptions("cpu", batch_sizes=tuple(batches), instances=instances)
@@ -190,7 +190,7 @@ def inference_rates(
 
 
 def rate_of(work: Callable[[], object], threads: int, seconds: float) -> float:
-    """Calls a second from so many threads; each calls at least once, after one that does not count."""
+    """Return the calls a second of `threads` threads; the first call of each thread is not counted."""
 
     together = Barrier(threads)
 

@@ -1,14 +1,14 @@
-"""What introspection costs for one image, beside other libraries doing the nearest thing in the same run.
+"""Measure what introspection of one image costs, and compare with other libraries in the same run.
 
     python -m benchmarks.introspection                      # make bench-introspection; some minutes
     python -m benchmarks.introspection --model embedded --seconds 0.5 --no-peers
 
-Three kinds of rows, all timed in turn, round after round, so that what else the machine does moves all alike:
-our graphs through an engine, our server over HTTP, and captum, pytorch-grad-cam and TorchLens on torch with
-the same number of threads, in a venv and a process of their own (`peers/introspection.py`). Everybody has the
-same network and one image; the peers' weights are random. Of a round the least time counts, since what else
-runs can only add to it, and on a busy machine most to torch's threads; a ratio is the median of the rounds'
-own. The last line printed is JSON.
+There are three kinds of rows: our graphs on an engine; our server over HTTP; and captum, pytorch-grad-cam and
+TorchLens on torch, in a process and a venv of their own (`peers/introspection.py`), with the same number of
+threads. All use the same architecture and one image; the other libraries' network has random weights. All
+rows are timed in turn for several rounds, so that other work on the machine affects all rows alike. The
+shortest time of a round counts, because other work can only add to it; on a busy machine it slows torch's
+threads most. A ratio is the median of the ratios of the rounds. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Timer = Callable[[float], list[float]]  # seconds -> milliseconds of each call
 
 @dataclass
 class Row:
-    """`against`: the row of the same kind whose time is its unit."""
+    """A way to introspect; `against` is the title of the row with which it is compared."""
 
     title: str
     against: str
@@ -87,8 +87,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", action="append", help="name or path; repeatable (default: embedded and resnet50, random)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="all rows in turn, so often (default: 3)")
-    parser.add_argument("--seconds", type=float, default=1, help="of each row and round (default: 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every row is measured (default: 3)")
+    parser.add_argument(
+        "--seconds", type=float, default=1, help="duration of each row in a round (default: 1)"
+    )
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     args = parser.parse_args(arguments)
     if args.rounds < 1 or args.seconds <= 0:
@@ -97,7 +99,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def bench_model(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Theory, then the rows; returns the figures.
+    """Print the theory, then measure and print the rows; return the figures.
 
     Raises:
         EngineError, ServerFailed: our own engine or server does not start.
@@ -131,7 +133,7 @@ def bench_model(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_theory(directory: Path, manifest: Manifest) -> None:
-    """Multiply-accumulates of each way, from the graph's own shapes."""
+    """Print the multiply-accumulates of each method, counted from the graph's shapes."""
     graphs = {
         graph.kind: cost_of(directory / graph.file) for graph in manifest.graphs if graph.precision == "fp32"
     }
@@ -151,7 +153,10 @@ def print_theory(directory: Path, manifest: Manifest) -> None:
 
 
 def engine_rows(directory: Path, manifest: Manifest, stack: ExitStack) -> tuple[list[Row], list[str]]:
-    """Each fp32 graph on one image, and all lesions as one batch; `stack` closes the engines."""
+    """Return rows for each fp32 graph with one image, and for all lesions as one batch; and what is missing.
+
+    `stack` closes the engines.
+    """
     rows: list[Row] = []
     left_out: list[str] = []
     num_blocks = len(manifest.blocks)
@@ -190,7 +195,7 @@ def engine_rows(directory: Path, manifest: Manifest, stack: ExitStack) -> tuple[
 
 
 def http_rows(directory: Path, manifest: Manifest, stack: ExitStack) -> list[Row]:
-    """A photograph posted to our own server, over one connection that stays open."""
+    """Return rows that post a photograph to our own server over one keep-alive connection."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     body = photographs(None, folder)[0].read_bytes()
     flags = ["--artifacts", str(directory.parent), "--model", str(directory), "--precision", "fp32"]
@@ -216,7 +221,7 @@ def http_rows(directory: Path, manifest: Manifest, stack: ExitStack) -> list[Row
 
 
 def summarise(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
-    """`x_own`: times as long as the unit of its kind; `x_ours`: as our attribute graph in ONNX Runtime."""
+    """Return the row's figures: `x_own` relative to `against`, `x_ours` to our attribute graph."""
 
     def ratio(title: str) -> float | None:
         unit = next((other for other in rows if other.title == title), None)
@@ -235,7 +240,7 @@ def summarise(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def print_rows(facts: Sequence[dict[str, Any]]) -> None:
-    """The unit of an engine and of HTTP is its own classify, that of the peers torch's forward pass."""
+    """Print the rows; the unit is classify for engines and HTTP, the forward pass for other libraries."""
     print(f"{'one image':<72}{'ms':>9}{'x own unit':>12}{'x attribute':>13}")
     for fact in facts:
         cells = (

@@ -1,4 +1,4 @@
-"""The process in which other libraries are timed: benchmarks/peers/introspection.py, in a venv of its own."""
+"""The process in which other libraries are timed: benchmarks/peers/introspection.py, in its own venv."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEERS_VENV = ROOT / ".venv-introspection-peers"
 
 
 class Peers:
-    """`titles`: what can be timed, the forward pass alone first; `missing`: what cannot, and why."""
+    """The process; `titles` are the rows that it can time, the forward pass first; `missing` the other ones."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -29,10 +29,10 @@ class Peers:
         self.missing = [f"{name}: {reason}" for name, reason in hello["missing"].items()]
 
     def time(self, title: str, seconds: float) -> list[float]:
-        """Milliseconds of each call.
+        """Time a row for about `seconds`; return the milliseconds of each call.
 
         Raises:
-            PeersFailed: the library does, or the process ended.
+            PeersFailed: the library failed, or the process ended.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([title, seconds]) + "\n")
@@ -54,17 +54,17 @@ class Peers:
 
 @contextmanager
 def peers(manifest: Manifest) -> Iterator[Peers]:
-    """With the artifact's architecture and as many threads as there are cores.
+    """Start the process with the artifact's architecture and one thread for each core.
 
     Raises:
-        PeersFailed: they cannot be installed or started.
+        PeersFailed: the packages cannot be installed, or the process does not start.
     """
     arguments = (manifest.architecture, manifest.num_classes, manifest.preprocessing.crop, num_cores())
     python = make_venv(PEERS_VENV, REQUIREMENTS)
     process = subprocess.Popen(
         [python, "-m", "benchmarks.peers.introspection", *map(str, arguments)],
         cwd=ROOT,
-        # Where something else has a core, torch's spinning threads would take a hundred times as long.
+        # If other work occupies a core, torch's spinning threads can take a hundred times as long.
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

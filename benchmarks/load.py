@@ -1,9 +1,9 @@
-"""Load on a server of this machine, and what came of it: closed loop by wrk, open loop by open_loop.py.
+"""Load on a server of this machine: a closed loop by wrk, or an open loop by open_loop.py.
 
-Closed: so many connections, each asking again as soon as it is answered; it finds the most that a server can
-do. Open: a constant rate whatever the answers do; it finds what clients who do not know each other would see.
-No open-loop tool that counts latency from when a request was due could be had from PyPI, npm or Debian: hey,
-ab and locust pace closed loops, and autocannon corrects afterwards by guessing. So that client is our own.
+Closed loop: each connection sends its next request after an answer. It measures the maximum throughput. Open
+loop: requests are sent at a constant rate, whatever the answers do. It measures what independent clients
+experience. No tool in PyPI, npm or Debian counts an open loop's latency from when a request was due: hey, ab
+and locust are closed loops, and autocannon corrects by an estimate afterwards. So open_loop.py is our own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from artifact.errors import ResiduumError
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
 ROOT = SCRIPT.parent.parent
-PATIENCE_S = 30  # for one answer
+PATIENCE_S = 30  # maximum time of an answer
 
 
 class LoadFailed(ResiduumError):
-    """The load could not be put on, or its outcome not be read."""
+    """The load tool is missing or failed, or its output cannot be read."""
 
 
 class Target(NamedTuple):
-    """Where a server takes images, and whole request bodies as files."""
+    """The URL that takes images, and whole request bodies as files."""
 
     url: str
     content_type: str
@@ -41,37 +41,37 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Closed:
-    """What a closed loop saw; `p99_ms` is of all answers, whatever their status."""
+    """Results of a closed loop; `p99_ms` counts all answers, whatever their status."""
 
     requests_per_s: float  # answered with 200
     p50_ms: float
     p99_ms: float
     statuses: dict[str, int]
     unanswered: int
-    decode_ms: float | None  # medians of what our own server says in its answers
+    decode_ms: float | None  # medians of the timings in our own server's answers
     inference_ms: float | None
 
 
 class Answer(NamedTuple):
-    """Of one request of an open loop, in seconds from its start and from when it was due."""
+    """One request of an open loop: when it was due, and its latency counted from then."""
 
     due_s: float
-    latency_s: float  # to the answer, or to where there was none any more
+    latency_s: float  # until the answer, or until the request was given up
     status: int  # 0: no answer
     sent_late_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Open:
-    """What an open loop saw after its ramp."""
+    """Results of an open loop after its ramp."""
 
     rate: float
-    goodput: float  # 200 within the limit, a second
-    p50_ms: float | None  # of those answered with 200, late ones included; None where there are none
+    goodput: float  # answers a second with status 200 within the limit
+    p50_ms: float | None  # of all answers with status 200, late ones included; None without any
     p99_ms: float | None
     statuses: dict[str, int]
-    late: int  # 200, but after the limit
-    sent_late_ms: float | None  # p99; where this is much, it was the client that had no core to run on
+    late: int  # status 200, but after the limit
+    sent_late_ms: float | None  # p99; a large value means that the client itself lacked a core
 
 
 def closed_loop(target: Target, connections: int, seconds: float) -> Closed:
@@ -82,7 +82,7 @@ def closed_loop(target: Target, connections: int, seconds: float) -> Closed:
     """
     if (wrk := shutil.which("wrk")) is None:
         raise LoadFailed("wrk is not installed: apt-get install wrk, brew install wrk")
-    whole = max(1, round(seconds))  # it counts in whole seconds
+    whole = max(1, round(seconds))  # wrk takes whole seconds
     options = ["-t1", f"-c{connections}", f"-d{whole}s", f"--timeout={PATIENCE_S}s", "-s", str(SCRIPT)]
     return read_wrk(
         _output_of([wrk, *options, target.url, "--", target.content_type, *map(str, target.bodies)], whole)
@@ -90,10 +90,10 @@ def closed_loop(target: Target, connections: int, seconds: float) -> Closed:
 
 
 def read_wrk(output: str) -> Closed:
-    """What wrk.lua printed in the end.
+    """Return the results that wrk.lua printed at the end.
 
     Raises:
-        LoadFailed: it did not.
+        LoadFailed: it printed none.
     """
     line = next((line for line in output.splitlines() if line.startswith("JSON ")), None)
     if line is None:
@@ -111,7 +111,7 @@ def read_wrk(output: str) -> Closed:
 
 
 def open_loop(target: Target, rate: float, seconds: float, ramp_s: float, limit_ms: float) -> Open:
-    """Send at `rate` for `ramp_s + seconds`; what is due in the ramp, or answered in it, does not count.
+    """Send at `rate` for `ramp_s + seconds`; requests due in the ramp do not count.
 
     Raises:
         LoadFailed: the client failed.
@@ -124,9 +124,10 @@ def open_loop(target: Target, rate: float, seconds: float, ramp_s: float, limit_
 
 
 def summarise(answers: Sequence[Answer], rate: float, seconds: float, ramp_s: float, limit_ms: float) -> Open:
-    """Latencies and statuses of what was due between ramp and end; goodput of what was answered then.
+    """Return latencies and statuses of requests due after the ramp, and the goodput.
 
-    An answer that comes after the end counts for no goodput: a queue that was filled meanwhile is no speed.
+    Goodput counts answers that arrive between ramp and end. Later answers do not count, because they came
+    from a queue that filled meanwhile.
     """
     end = ramp_s + seconds
     due = [answer for answer in answers if ramp_s <= answer.due_s < end]
@@ -149,7 +150,7 @@ def summarise(answers: Sequence[Answer], rate: float, seconds: float, ramp_s: fl
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float | None:
-    """The smallest value that at least `percent` of them do not exceed."""
+    """Return the smallest value that is not less than `percent` per cent of the values; None without any."""
     if not ordered:
         return None
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]

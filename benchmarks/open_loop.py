@@ -1,10 +1,10 @@
-"""An open loop: requests at a constant rate whatever the answers do. load.py runs it as a process of its own.
+"""An open loop: send requests at a constant rate, whatever the answers do. load.py runs it as a process.
 
     python -m benchmarks.open_loop URL RATE SECONDS PATIENCE CONTENT_TYPE BODY...
 
-Latency counts from the moment a request was due, not from when it was sent, so neither a server that stalls
-nor this client when it is late can hide a wait (coordinated omission). A request takes an idle connection or
-opens one. Prints `[[due_s, latency_s, status, sent_late_s], ...]`; status 0: no answer within PATIENCE.
+Latency counts from when a request was due, not from when it was sent. So neither a server that stalls nor a
+client that is late hides a wait (coordinated omission). A request takes an idle connection or opens a new
+one. Print `[[due_s, latency_s, status, sent_late_s], ...]`; status 0 means no answer within PATIENCE.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import uvloop
 
 
 class Connection(asyncio.Protocol):
-    """A keep-alive connection with one request at a time; while it has none it is in `idle`."""
+    """A keep-alive connection that carries one request at a time; it is in `idle` between requests."""
 
     def __init__(self, idle: list[Connection]) -> None:
         self._idle = idle
@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
         try:
             return await self._status
         except asyncio.CancelledError:
-            self._transport.abort()  # type: ignore[attr-defined]  # what comes now is no later request's answer
+            self._transport.abort()  # type: ignore[attr-defined]  # a late answer must not be taken for the next one's
             raise
 
     def data_received(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A `residuum serve` of one's own for a benchmark, and what any such server says of itself in /metrics."""
+"""Start a `residuum serve` for a benchmark, and read a server's /metrics."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pathlib import Path
 from artifact.errors import ResiduumError
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_S = 300  # engines are timed at a first start
+READY_S = 300  # the first start times the engines
 STOP_S = 60
 MAX_LOG_LINES = 10_000
 
-Metrics = dict[str, float]  # `name{labels}` as in the exposition -> value
+Metrics = dict[str, float]  # values by `name{labels}`, as in the Prometheus text format
 
 
 class ServerFailed(ResiduumError):
-    """It did not start, or ended; the message has the end of its log."""
+    """The server did not start, or ended; the message has the end of its log."""
 
 
 class OwnServer:
-    """The process, once it is ready."""
+    """A process of `residuum serve`, and its log."""
 
     def __init__(self, flags: Sequence[str], environment: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "residuum", "serve", "--port", "0", "--no-access-log", *flags]
@@ -46,7 +46,7 @@ class OwnServer:
         self._reader.start()
 
     def wait_until_ready(self) -> None:
-        """Raises ServerFailed."""
+        """Wait until the server is ready; raise ServerFailed if it does not become ready."""
         if not self._settled.wait(READY_S) or not self.url:
             self.process.kill()
             raise ServerFailed(f"the server did not become ready:\n{self.end_of_log()}")
@@ -55,17 +55,17 @@ class OwnServer:
         return "".join(self.log[-40:])
 
     def complaints(self) -> list[str]:
-        """What it logged of failures that nobody foresaw: there should be nothing."""
+        """Return log lines that show an unforeseen failure, such as a traceback."""
         found = re.compile(r"Traceback|Error\b|\bERROR\b|Exception|never retrieved|ResourceWarning")
         return [line.rstrip() for line in self.log if found.search(line)]
 
     def threads(self) -> int:
-        """Raises OSError: it has ended."""
+        """Return the number of its threads; raise OSError if it has ended."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         return int(status.partition("Threads:")[2].split()[0])
 
     def stop(self) -> int | None:
-        """The exit code after SIGTERM; None: it did not end, and was killed."""
+        """Send SIGTERM and return the exit code; kill the process and return None if it does not end."""
         self.process.terminate()
         try:
             return self.process.wait(STOP_S)
@@ -90,10 +90,10 @@ class OwnServer:
 
 @contextmanager
 def own_server(flags: Sequence[str], environment: Mapping[str, str] = {}) -> Iterator[OwnServer]:
-    """A server that is ready; it is stopped at the end, unless the block has done so.
+    """Start a server, yield it when it is ready, and stop it unless the block has done so.
 
     Args:
-        environment: beside that of this process.
+        environment: variables in addition to those of this process.
 
     Raises:
         ServerFailed: it does not become ready.
@@ -108,22 +108,22 @@ def own_server(flags: Sequence[str], environment: Mapping[str, str] = {}) -> Ite
 
 
 def read_metrics(url: str, timeout: float = 30) -> Metrics:
-    """Everything that GET /metrics says.
+    """Return every value of GET /metrics.
 
     Raises:
-        OSError, ValueError: it does not, or nothing of memory, as a server of several workers.
+        OSError, ValueError: there is no answer, or it lacks the process's memory, as with several workers.
     """
     with urllib.request.urlopen(f"{url}/metrics", timeout=timeout) as answer:
         lines = answer.read().decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
     metrics = {name: float(value) for name, _, value in pairs}
     if "process_resident_memory_bytes" not in metrics:
-        raise ValueError("/metrics says nothing of the process's memory: is it a server of several workers?")
+        raise ValueError("/metrics lacks the memory of the process: does the server have several workers?")
     return metrics
 
 
 def total(metrics: Metrics, name: str) -> float:
-    """Over all labels."""
+    """Return the sum of a metric over all labels."""
     return sum(value for key, value in metrics.items() if key.partition("{")[0] == name)
 
 
@@ -136,13 +136,13 @@ def open_files(metrics: Metrics) -> float:
 
 
 def still_at_work(metrics: Metrics) -> dict[str, float]:
-    """Gauges that are zero once nobody asks any more, and are not."""
+    """Return the gauges of queue and decoding that are not zero."""
     gauges = ("residuum_queue_entries", "residuum_decoding_images")
     return {name: value for name in gauges if (value := total(metrics, name))}
 
 
 def troubles(metrics: Metrics) -> dict[str, float]:
-    """What must never be counted, whatever clients do, and was."""
+    """Return the counters of failures that are not zero, and `residuum_ready` if it is zero."""
     names = ("residuum_failed_batches_total", "residuum_engine_rebuilds_total")
     found = {name: value for name in names if (value := total(metrics, name))}
     found |= {name: value for name, value in metrics.items() if 'result="failed"' in name and value}

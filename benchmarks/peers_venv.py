@@ -1,4 +1,4 @@
-"""A venv for packages that are compared with ours, made of a file of pinned versions."""
+"""Virtual environments for other projects' packages, made from files of pinned versions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from artifact.errors import ResiduumError
 
 
 class PeersFailed(ResiduumError):
-    """A peer cannot be installed, or does not do as it should."""
+    """Another project's package cannot be installed, or does not work as expected."""
 
 
 def make_venv(venv: Path, requirements: Path) -> Path:
-    """Create or renew it, which takes minutes, and says so; returns its Python.
+    """Create or renew the venv, which takes minutes and prints a message; return its Python.
 
     Raises:
         PeersFailed: pip failed.
@@ -30,6 +30,6 @@ def make_venv(venv: Path, requirements: Path) -> Path:
     for command in ([sys.executable, "-m", "venv", str(venv)], [str(python), *install]):
         if subprocess.run(command, check=False).returncode:
             raise PeersFailed(f"{' '.join(command)} failed")
-    (venv / ".gitignore").write_text("*\n", encoding="ascii")  # as newer Pythons do themselves
+    (venv / ".gitignore").write_text("*\n", encoding="ascii")  # newer Pythons write this file themselves
     stamp.write_text(wanted, encoding="ascii")
     return python

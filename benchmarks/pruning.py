@@ -1,12 +1,12 @@
-"""What pruning costs and what it brings: a curve of accuracy against speed.
+"""Measure what pruning costs and gains: accuracy against speed.
 
     python -m benchmarks.pruning CHECKPOINT --data PATH --out pruning.png
     python -m benchmarks.pruning CHECKPOINT --data PATH --ratios 0,0.3,0.6 --epochs 0
 
-For every ratio: prune, estimate BatchNorm statistics anew, fine-tune on some training images, and measure
-top-1 on validation images and speed, both of the exported graph in ONNX Runtime on the CPU. Speeds are taken
-in turns, a batch of each network after the other: whatever else the machine does then hits all of them alike.
-Theory first, then the table; the last line printed is JSON.
+For each ratio: prune, estimate the BatchNorm statistics again, fine-tune on some training images, and measure
+top-1 accuracy on validation images and speed; both of the exported graph in ONNX Runtime on the CPU. The
+networks are timed in turn, one batch each, so that other work on the machine affects all of them alike. The
+theory is printed first, then the table; the last line printed is JSON.
 
 Shapes: N images, H W space.
 """
@@ -73,16 +73,18 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="what `residuum train` ended with")
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint that `residuum train` wrote")
     parser.add_argument("--data", required=True, help="a data set, as for `residuum train`")
     parser.add_argument("--ratios", type=numbers, default=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
-    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning; 0: none (default: 1)")
-    parser.add_argument("--train-images", type=int, default=20_000, help="to fine-tune on (default: 20000)")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of fine-tuning; 0: none (default: 1)")
+    parser.add_argument(
+        "--train-images", type=int, default=20_000, help="number of images to fine-tune on (default: 20000)"
+    )
     parser.add_argument("--train-size", type=int, help="side of the training images (default: as served)")
     parser.add_argument("--valid-images", type=int, default=2_000, help="(default: 2000)")
-    parser.add_argument("--batch", type=int, default=8, help="of the speed (default: 8)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of speed for each network (default: 5)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="where the plot goes")
+    parser.add_argument("--batch", type=int, default=8, help="batch size of the timing (default: 8)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time for each network (default: 5)")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write a plot")
     return parser.parse_args()
 
 
@@ -102,7 +104,7 @@ def theory(ratio: float, network: ResNet, before: ResNet, size: int) -> Row:
         "num_parameters": cost.num_parameters,
         "num_macs": cost.num_macs,
         "macs_saved": full.num_macs
-        / cost.num_macs,  # the speed-up, if every multiplication took the same time
+        / cost.num_macs,  # the speed-up if every multiplication took the same time
     }
 
 
@@ -128,7 +130,7 @@ def top1(graph: Path, images: ImageSet) -> float:
 
 
 def measure_speeds(rows: Sequence[Row], batch: int, size: int, seconds: float) -> None:
-    """Adds `p50_ms` of a batch, `images_per_s` by it, and `speedup` over the first row."""
+    """Add to each row `p50_ms` of a batch, the resulting `images_per_s`, and `speedup` over the first row."""
     sessions = [open_session(row["graph"]) for row in rows]
     inputs = {"images": np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)}
     times_ms: list[list[float]] = [[] for _ in rows]
@@ -143,7 +145,7 @@ def measure_speeds(rows: Sequence[Row], batch: int, size: int, seconds: float) -
     for row, times in zip(rows, times_ms, strict=True):
         row["p50_ms"] = statistics.median(times)
         row["images_per_s"] = 1000 * batch / row["p50_ms"]
-        # Round by round, so that a slow round is slow for both.
+        # Ratios within a round, so that a slow round affects both alike.
         row["speedup"] = statistics.median(first / own for first, own in zip(times_ms[0], times, strict=True))
 
 
@@ -160,7 +162,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def plot(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Accuracy against measured speed, and measured speed against what the shapes promise."""
+    """Plot accuracy against measured speed, and measured against theoretical speed."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     accuracy, speed = figure.subplots(1, 2)
     speeds = [row["speedup"] for row in rows]

@@ -1,12 +1,13 @@
-"""A server under mixed load for a quarter of an hour: does anything grow, go wrong, or stay behind?
+"""Run a server under mixed load, by default for a quarter of an hour, and report growth, errors and
+leftovers.
 
     python -m benchmarks.soak --minutes 15
     python -m benchmarks.soak --minutes 2 -- --engine onnxruntime        # flags of the server follow --
 
-It starts a server, and clients of every kind at once: see soak_clients.py. Every answer is held against the
-first one to the same image. After the first quarter (growth.py) memory and threads may not grow beyond what
-GROWTH allows; in the end the gauges of queue and decoding must be zero, what was open closed, the log without
-complaints, and the server's exit code 0. Else the exit code is 1. The last line printed is JSON.
+Start a server and clients of every kind (soak_clients.py). Every answer is compared with the first answer to
+the same image. After the first quarter (growth.py) memory and threads may not grow by more than GROWTH. At
+the end the gauges of queue and decoding must be zero, files closed, the log without errors, and the server's
+exit code 0. Otherwise the exit code is 1. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from benchmarks.own_server import Metrics, OwnServer
 from benchmarks.soak_clients import CLIENTS, Soak, soaked_images
 
 SAMPLE_S = 0.5
-SETTLE_S = 60  # until what the last requests left behind is gone
-# Threads: pools fill up by and by.
+SETTLE_S = 60  # maximum time until files and gauges are back to their first values
+# Threads may grow a little, because pools fill slowly.
 GROWTH = {"memory_mib": 32.0, "threads": 6.0, "open_files": 4.0}
 
-Sample = tuple[float, dict[str, float]]  # seconds, and the values of GROWTH's names then
+Sample = tuple[float, dict[str, float]]  # seconds since the start, and the values by GROWTH's names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 run(soak, server, 60 * args.minutes, samples)
                 last = look_after(soak, samples)
-            except (OSError, ValueError, LookupError) as error:  # most likely it has ended
+            except (OSError, ValueError, LookupError) as error:  # the server has probably ended
                 soak.find(f"/metrics: {type(error).__name__}: {error}\n{server.end_of_log()}")
             if (code := server.stop()) != 0:
                 soak.find(f"told to stop, the server ended with {code}:\n{server.end_of_log()}")
@@ -66,8 +67,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=15.0, help="how long (default: %(default)g)")
-    parser.add_argument("flags", nargs="*", help="behind --: of the server that is started")
+    parser.add_argument("--minutes", type=float, default=15.0, help="duration (default: %(default)g)")
+    parser.add_argument("flags", nargs="*", help="after --: flags of the server that is started")
     return parser.parse_args(arguments)
 
 
@@ -81,7 +82,7 @@ def new_soak(url: str, key: str) -> Soak:
 
 
 def run(soak: Soak, server: OwnServer, seconds: float, samples: list[Sample]) -> None:
-    """All clients for so long; what the server looks like meanwhile is added to `samples`."""
+    """Run all clients for `seconds`; add samples of the server meanwhile."""
     clients = [
         threading.Thread(target=soak.run, args=(name, number), daemon=True)
         for name, (_, _, count) in CLIENTS.items()
@@ -110,7 +111,7 @@ def sample(soak: Soak, server: OwnServer, elapsed: float) -> Sample:
 
 
 def look_after(soak: Soak, samples: list[Sample]) -> Metrics:
-    """Nobody asks any more: gauges at zero, and no more open than at the start."""
+    """Check that the idle server has released files and queued work, and did not grow; return its metrics."""
     files = samples[0][1]["open_files"]
     deadline = time.monotonic() + SETTLE_S
     while True:
@@ -131,7 +132,7 @@ def look_after(soak: Soak, samples: list[Sample]) -> Metrics:
 
 
 def growth_of(samples: list[Sample], name: str) -> dict[str, float]:
-    """`slope`: of 1000 seconds."""
+    """Return the growth of a value; `slope` is for 1000 seconds."""
     return judge([(elapsed, values[name]) for elapsed, values in samples])
 
 

@@ -1,11 +1,11 @@
-"""Does memory grow with the variety of batch sizes? The server's own model and batchers under random groups.
+"""Check that memory does not grow with the variety of batch sizes: random groups through a model's batchers.
 
     python -m benchmarks.soak_batches --minutes 1
     python -m benchmarks.soak_batches --engine openvino --runs 2000 --max-batch-size 32
 
-Groups of random size go to classify and introspect; every answer is held against the first one to the same
-image. After a quarter of the runs everything that is kept for good should be there: from then on (growth.py)
-the process may grow by GROWTH_MIB and no more, else the exit code is 1. The last line printed is JSON.
+Groups of random size go to classify and introspect. Every answer is compared with the first answer to the
+same image. After the first quarter of the run (growth.py), when all caches are filled, the process may grow
+by GROWTH_MIB; otherwise the exit code is 1. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from service.runtime.model import LoadedModel
 from service.runtime.opening import LoadError
 from service.settings import load_settings
 
-# More than memory wanders (0.1 in a quiet minute), and less than the buffers of one batch size more: for
-# eight images, 98 MiB in the first stage of ResNet-50 at 224 pixels, 24 in all of the embedded model.
+# More than the usual variation (0.1 in a quiet minute), and less than the buffers of one more batch size: for
+# eight images, 98 MiB in the first stage of ResNet-50 at 224 pixels, 24 in the whole embedded model.
 GROWTH_MIB = 4.0
 NUM_SAMPLES = 200
 NUM_IMAGES = 16
@@ -76,18 +76,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", default="embedded", help="a name under --artifacts, or a path (default: embedded)"
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="so long at most (default: 1)")
-    parser.add_argument("--runs", type=int, default=1_000_000, help="so many groups at most")
+    parser.add_argument("--minutes", type=float, default=1.0, help="maximum duration (default: 1)")
+    parser.add_argument("--runs", type=int, default=1_000_000, help="maximum number of groups")
     for name in SETTINGS:
         kind: Callable[[str], Any] = int if name in ("threads", "max_batch_size") else str
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="as of residuum serve")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see residuum serve --help")
     return parser.parse_args(arguments)
 
 
 def soak(
     model: LoadedModel, max_batch_size: int, runs: int, seconds: float
 ) -> tuple[list[tuple[int, float]], dict[str, Any]]:
-    """(groups done, resident MiB) at about NUM_SAMPLES moments, and what was done."""
+    """Return about NUM_SAMPLES samples of (groups done, resident MiB), and counts of the work done."""
     rng = np.random.default_rng(0)
     crop = model.manifest.preprocessing.crop
     gates = np.ones(len(model.manifest.blocks), np.float32)
@@ -120,19 +120,19 @@ def soak(
 
 
 def coarse_images(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """NUM_IMAGES of eight by eight colours; made without torch, which a server does not load either."""
+    """Return NUM_IMAGES images of 8 x 8 coloured squares; they need no torch, as a server does not."""
     colours = rng.integers(0, 256, (NUM_IMAGES, 8, 8, 3), np.uint8)
     side = -(-size // 8)
     return np.ascontiguousarray(colours.repeat(side, 1).repeat(side, 2)[:, :size, :size])
 
 
 def ask(batcher: Batcher, rows: list[dict[str, Any]]) -> list[Any]:
-    """The logits of each row, out of whatever batches the batcher forms."""
+    """Return the logits of each row; the batcher forms the batches."""
     return [future.result().outputs["logits"] for future in batcher.submit(rows)]
 
 
 def resident_mib() -> float:
-    """Of this process, as Linux counts it."""
+    """Return this process's resident memory (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

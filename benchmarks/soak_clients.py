@@ -1,6 +1,7 @@
-"""The clients of a soak: each asks in its own way, and holds every answer against the first one to the same.
+"""The clients of a soak: each sends its kind of request, and compares answers with the first to the same
+image.
 
-A client is a function that asks once and says how that ended, or raises Finding: something is wrong.
+A client is a function that sends one request and returns its outcome, or raises Finding for a wrong answer.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from benchmarks.http_subject import made_up_photograph
 FILE = {"Content-Type": "application/octet-stream"}
 FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
 PART = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
-MAX_IMAGES = 8  # of a form
+MAX_IMAGES = 8  # in a form
 BURST = 40  # connections at once, each with a form
-IDLE = 20  # connections that say little or nothing
+IDLE = 20  # connections that send little or nothing
 
 Act = Callable[["Soak", Client, random.Random], str]
 
@@ -41,7 +42,7 @@ class Soak:
     url: str
     model: Model
     admin_key: str
-    tolerance: float  # of logits, which come from other batches each time
+    tolerance: float  # of logits, which vary with the composition of batches
     images: list[bytes]
     timeout: float = 30.0
     expected: dict[tuple[str, int], Any] = field(default_factory=dict)
@@ -56,21 +57,21 @@ class Soak:
         print(finding, flush=True)
 
     def compare(self, what: str, index: int, logits: Any) -> None:
-        """With the first answer of that kind to that image."""
+        """Compare logits with the first answer of that kind to that image; raise Finding if they differ."""
         with self.lock:
             expected = self.expected.setdefault((what, index), logits)
         if not np.allclose(expected, logits, rtol=0, atol=self.tolerance):
             raise Finding(f"{what}, image {index}: {logits} instead of {expected}")
 
     def run(self, name: str, number: int) -> None:
-        """One client, until the end."""
+        """Run a client until the soak ends."""
         act, pause_s, _ = CLIENTS[name]
         chance = random.Random(f"{name}/{number}")
         with closing(Client(self.url, self.timeout)) as client:
             while not self.stop.is_set():
                 try:
                     outcome = act(self, client, chance)
-                except Exception as error:  # a Finding, or what the client itself trips over
+                except Exception as error:  # a Finding, or a bug of the client
                     outcome = "finding"
                     self.find(f"{name}: {type(error).__name__}: {error}")
                 with self.lock:
@@ -79,12 +80,12 @@ class Soak:
 
 
 def soaked_images() -> list[bytes]:
-    """Photographs, and small images of every format."""
+    """Return photographs, and small images of every format."""
     return [encode(made_up_photograph(seed), "JPEG", quality=90) for seed in range(8)] + sound_images()
 
 
 def _busy(path: str, answer: Answer) -> bool:
-    """Whether it was refused for load, which bursts bring about; raises Finding: it went wrong."""
+    """Return whether the server refused for load; raise Finding for any other failure."""
     check(path, answer)
     if answer.status not in (200, 503):
         raise Finding(f"{path}: {answer.status} for a sound request: {answer.body[:300]!r}")
@@ -139,7 +140,7 @@ def introspect(soak: Soak, client: Client, chance: random.Random) -> str:
 
 
 def infer(soak: Soak, client: Client, chance: random.Random) -> str:
-    """Pixels or files, binary both ways."""
+    """Send pixels or files as binary tensors, and read binary logits."""
     path = f"/v2/models/{soak.model.name}/infer"
     number, side = chance.randint(1, MAX_IMAGES), soak.model.size
     picked = [chance.randrange(len(soak.images)) for _ in range(number)]
@@ -163,13 +164,13 @@ def infer(soak: Soak, client: Client, chance: random.Random) -> str:
 
 
 def hostile(soak: Soak, client: Client, chance: random.Random) -> str:
-    """What fuzz.py sends."""
+    """Send a request of fuzz.py."""
     images = chance.random() < 0.6
     return client.send(image_request(chance) if images else inference_request(chance, soak.model), chance)
 
 
 def leave(soak: Soak, client: Client, chance: random.Random) -> str:
-    """Ask, and leave before the answer: at once, or while it is decoded, waits or runs."""
+    """Send a request and disconnect before the answer: at once, or during decoding, queueing or inference."""
     body = soak.images[chance.randrange(8)]
     path = chance.choice(("/classify", "/introspect"))
     with closing(socket.create_connection(client.address, soak.timeout)) as connection:
@@ -180,7 +181,7 @@ def leave(soak: Soak, client: Client, chance: random.Random) -> str:
 
 
 def idle(soak: Soak, client: Client, chance: random.Random) -> str:
-    """Connections that say nothing, or only the start of a head, for a while."""
+    """Hold connections that send nothing, or only the start of a head, for a while."""
     with ExitStack() as open_ones:
         for _ in range(IDLE):
             connection = open_ones.enter_context(socket.create_connection(client.address, soak.timeout))
@@ -190,7 +191,7 @@ def idle(soak: Soak, client: Client, chance: random.Random) -> str:
 
 
 def burst(soak: Soak, client: Client, chance: random.Random) -> str:
-    """Far more at once than can be done in the time allowed."""
+    """Send far more at once than the server can answer in the time allowed."""
     seeds = [chance.random() for _ in range(BURST)]
     outcomes: Counter[str] = Counter()
 
@@ -215,7 +216,7 @@ def burst(soak: Soak, client: Client, chance: random.Random) -> str:
 
 
 def scrape(soak: Soak, client: Client, chance: random.Random) -> str:
-    """What watches over the server must always be answered, and say that it is ready."""
+    """Call a route for monitoring, which must always answer 200."""
     name = soak.model.name
     paths = ("/health/live", "/health/ready", "/v2/health/ready", "/metrics", "/models", f"/models/{name}")
     path = chance.choice((*paths, f"/v2/models/{name}/stats", f"/v2/models/{name}", "/openapi.json"))
@@ -226,7 +227,7 @@ def scrape(soak: Soak, client: Client, chance: random.Random) -> str:
 
 
 def reload(soak: Soak, client: Client, chance: random.Random) -> str:
-    """Swap the model for itself, under load."""
+    """Load the model again under load."""
     path = f"/models/{soak.model.name}/load"
     answer = client.ask(path, b"", {"X-API-Key": soak.admin_key})
     if answer.status != 200:
@@ -234,7 +235,7 @@ def reload(soak: Soak, client: Client, chance: random.Random) -> str:
     return "200"
 
 
-# Name -> what it does, seconds of pause after each time, and how many there are.
+# By name: the function, the pause after each call in seconds, and the number of clients.
 CLIENTS: dict[str, tuple[Act, float, int]] = {
     "classify": (classify, 0.0, 3),
     "classify form": (classify_form, 0.02, 2),

@@ -1,6 +1,6 @@
-"""What is measured and how it is held to be right.
+"""What is measured, and how answers are checked.
 
-An artifact where none is named, graphs that take floats for comparison, and fresh images with their logits.
+Default artifacts, graphs with float input for comparison, and images with their logits.
 
 Shapes: N batch, K classes, L blocks.
 """
@@ -28,9 +28,9 @@ from export.download import default_cache
 from export.verify import synthetic_images
 
 ROOT = Path(__file__).resolve().parent.parent
-FRESH_SEED = 20_260  # the exporter's own made-up images have other seeds
+FRESH_SEED = 20_260  # differs from the seeds of the export's synthetic images
 NUM_CALIBRATION = 32
-# What a graph does to its input before the network.
+# Operators with which a graph normalises its input.
 NORMALISING = ("Transpose", "Cast", "Sub", "Mul")
 NUM_FRESH = 16
 BF16_FEATURES = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -38,7 +38,7 @@ Inputs = Mapping[str, NDArray[Any]]
 
 
 def default_artifacts(device: str) -> list[Path]:
-    """The embedded model, and ResNet-50 at 224 pixels with random weights in the precisions that pay here."""
+    """Return the embedded model, and ResNet-50 at 224 pixels with random weights in fast precisions."""
     precisions: tuple[Precision, ...] = ("bf16", "fp16", "int8-trt")
     if device == "cpu":
         precisions = ("bf16", "int8") if BF16_FEATURES & set(cpu_features()) else ("int8",)
@@ -48,9 +48,10 @@ def default_artifacts(device: str) -> list[Path]:
 def random_artifact(
     name: str, precisions: tuple[Precision, ...], cache: Path | None = None, *, seed: int = 0
 ) -> Path:
-    """A row of the zoo with random weights as an artifact, kept in `cache` until what makes it changes.
+    """Return an artifact of an architecture with random weights, kept in `cache` until its code changes.
 
-    Takes minutes for ResNet-50, says so on stderr, and needs torch; int8 is calibrated on made-up images.
+    An export of ResNet-50 takes minutes, prints a message on stderr, and needs torch. int8 is calibrated on
+    synthetic images.
     """
     directory = (cache or default_cache() / "bench") / f"{name}-random-{_code_hash(name, precisions, seed)}"
     if is_artifact(directory):
@@ -69,7 +70,7 @@ def random_artifact(
 
 
 def _code_hash(*parts: object) -> str:
-    """Of what is asked for, and of the code and the packages that make it."""
+    """Return a hash of the arguments, and of the code and packages that make the artifact."""
     digest = hashlib.sha256(repr((parts, onnx.__version__)).encode())
     for path in sorted([*(ROOT / "export").glob("*.py"), *(ROOT / "models").glob("*.py")]):
         digest.update(path.read_bytes())
@@ -77,9 +78,9 @@ def _code_hash(*parts: object) -> str:
 
 
 class FloatInput:
-    """A graph cut in two where its input is normalised: `head` does that, `tail` is the network alone.
+    """A graph cut in two after its input is normalised: the head normalises, the tail is the network.
 
-    The tail's input is float32 [N, 3, H, W]; it is written to `path`, for an engine to open.
+    The tail takes float32 [N, 3, H, W]. It is written to `path`, so that an engine can open it.
     """
 
     def __init__(self, graph: Path, path: Path) -> None:
@@ -92,13 +93,13 @@ class FloatInput:
         onnx.save(extractor.extract_model([self.name], outputs), path)
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What the tail takes, computed by the graph's own head."""
+        """Return the input of the tail, computed by the graph's own head."""
         with closing(open_engine(BASELINE, self._head, "fp32", EngineOptions("cpu"))) as head:
             return np.ascontiguousarray(head.run({"images": images})[self.name], np.float32)
 
 
 def _normalised(model: onnx.ModelProto) -> str:
-    """The last float32 tensor of the chain that begins at `images` and only normalises."""
+    """Return the last float32 tensor of the chain of normalising operators that begins at `images`."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -114,7 +115,7 @@ def _normalised(model: onnx.ModelProto) -> str:
 
 
 class Check:
-    """Holds logits against the golden ones, and on fresh images against those of ONNX Runtime in fp32."""
+    """Compares logits with the golden ones, and on other images with those of ONNX Runtime in fp32."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -127,7 +128,7 @@ class Check:
             self._expected = engine.run({"images": self._fresh})["logits"]
 
     def __call__(self, engine: Engine, graph: Graph, size: int, cut: FloatInput | None) -> dict[str, Any]:
-        """`right`: a batch of golden images passes the check that a server makes before it is ready."""
+        """Return how far an engine's logits are off; `right`: whether it passes a server's golden check."""
         golden = self._feed(np.repeat(self._golden, size, 0), graph, cut)
         error = float(np.abs(engine.run(golden)["logits"] - np.asarray(graph.golden_logits)).max())
         logits = np.concatenate(
@@ -137,14 +138,14 @@ class Check:
             ]
         )
         return {
-            "right": error <= graph.golden_tolerance,  # written so that NaN is wrong
+            "right": error <= graph.golden_tolerance,  # NaN is not right
             "golden_error": error,
             "max_abs_delta_logit": float(np.abs(logits - self._expected).max()),
             "top1_agreement": float((logits.argmax(1) == self._expected.argmax(1)).mean()),
         }
 
     def inputs(self, graph: Graph, size: int, cut: FloatInput | None) -> Inputs:
-        """A batch to time: the fresh images, again and again."""
+        """Return a batch to time: the images, repeated up to its size."""
         return self._feed(np.resize(self._fresh, (size, *self._fresh.shape[1:])), graph, cut)
 
     def _feed(self, images: NDArray[np.uint8], graph: Graph, cut: FloatInput | None) -> Inputs:

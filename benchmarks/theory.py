@@ -1,7 +1,7 @@
-"""What a graph asks for and what a machine can give at best, before anything is measured.
+"""The cost of a graph and the peak of a machine, before anything is measured.
 
-Counted: multiply-accumulates and bytes, from the graph's own shapes. Estimated: the ceiling of the processor,
-from its features and its clock. Seen: how fast it multiplies matrices and copies memory just now.
+Multiply-accumulates and bytes are counted from the graph's own shapes. A processor's peak is estimated from
+its features and clock. Its speed at multiplying matrices and copying memory is measured now.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ LAYERS = ("Conv", "Gemm")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
 NUM_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int8-trt": 1}
 
-# Multiply-accumulates a cycle and core, the first feature that the processor has; a processor without the
-# arithmetic computes in fp32. Two vector units; a tile of AMX takes 16 cycles (Intel's optimization manual,
-# chapter 20). int8 without VNNI is two multiplying instructions for 32 products.
+# Multiply-accumulates a cycle and core, by the first feature that the processor has. If it has no feature for
+# the arithmetic, it computes in fp32. Assumed: two vector units; 16 cycles for a tile of AMX (Intel's
+# optimization manual, chapter 20); without VNNI, two instructions for 32 products in int8.
 MACS_A_CYCLE: dict[Precision, tuple[tuple[str, int], ...]] = {
     "fp32": (("avx512f", 32), ("fma", 16)),
     "bf16": (("amx_bf16", 512), ("avx512_bf16", 64), ("avx512f", 32), ("fma", 16)),
     "fp16": (("amx_fp16", 512), ("avx512_fp16", 64), ("avx512f", 32), ("fma", 16)),
     "int8": (("amx_int8", 1024), ("avx512_vnni", 128), ("avx_vnni", 64), ("avx512f", 64), ("avx2", 32)),
 }
-# Dense tensor cores (fp32: the ordinary ones), in 10^12 multiply-accumulates a second: NVIDIA's data sheets,
-# which count two operations each; of the SXM boards where there are several.
+# 10^12 multiply-accumulates a second, dense: tensor cores, but ordinary cores for fp32. From NVIDIA's data
+# sheets, which count two operations each; for SXM boards where there are several.
 GPU_TMACS: dict[str, dict[Precision, float]] = {
     "H100": {"fp32": 33.5, "bf16": 494.7, "fp16": 494.7, "int8-trt": 989.5},
     "H200": {"fp32": 33.5, "bf16": 494.7, "fp16": 494.7, "int8-trt": 989.5},
@@ -47,16 +47,18 @@ GPU_TMACS: dict[str, dict[Precision, float]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one graph; what is in and out of an image's layers is counted as if only they touched memory."""
+    """The cost of a graph; memory is counted as if only the layers' inputs, outputs and weights moved."""
 
-    macs: int  # of the convolutions and the head, an image
+    macs: int  # of the convolutions and the head, for one image
     weight_bytes: int  # of all constants, as the file stores them
-    activations: int  # numbers an image, read or written by layers, poolings and additions
+    activations: int  # numbers that layers, poolings and additions read or write for one image
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`macs_a_second`: the estimated ceiling by precision, None where nothing is known."""
+    """A machine's features and speeds; `macs_a_second` is the estimated peak by precision, None if not
+    known.
+    """
 
     device: str
     cpu: str
@@ -66,20 +68,20 @@ class Machine:
     gpu: str | None
     macs_a_second: dict[str, float | None]
     seen_macs_a_second: float  # a matrix product in fp32, by NumPy
-    seen_bytes_a_second: float  # read and written, by copying
+    seen_bytes_a_second: float  # bytes read and written while copying
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def cost_of(path: Path) -> Cost:
-    """From the graph's own shapes; activations are those of the operators that engines do not fuse away."""
+    """Count the cost of a graph; activations count at operators that engines do not fuse into others."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     constants = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     known = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in known} | constants
 
-    def size(name: str) -> int:  # of one image
+    def size(name: str) -> int:  # for one image
         return math.prod(shapes[name][1:])
 
     macs = activations = 0
@@ -90,7 +92,7 @@ def cost_of(path: Path) -> Cost:
         if node.op_type in (*LAYERS, *POOLS):
             activations += size(node.input[0]) + size(node.output[0])
         elif node.op_type == "Add" and not constants.keys() & set(node.input):
-            activations += size(node.input[0])  # the other one is the convolution's that it is fused with
+            activations += size(node.input[0])  # the other input is that of the fused convolution
     weight_bytes = sum(
         math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in model.graph.initializer
@@ -99,12 +101,12 @@ def cost_of(path: Path) -> Cost:
 
 
 def intensity(cost: Cost, precision: Precision, batch: int) -> float:
-    """Operations (two a multiply-accumulate) for each byte of weights and activations."""
+    """Return the operations (two a multiply-accumulate) for each byte of weights and activations."""
     return 2 * cost.macs / (cost.weight_bytes / batch + cost.activations * NUM_BYTES[precision])
 
 
 def this_machine(device: str, cores: int = 0) -> Machine:
-    """`cores`: those that are used; 0: all. Takes about a second."""
+    """Return this machine with `cores` used (0: all); measuring takes about a second."""
     cores, clock, features, gpu = cores or num_cores(), clock_ghz(), cpu_features(), gpu_name()
     ceilings: dict[str, float | None]
     if device == "cuda":
@@ -128,13 +130,13 @@ def this_machine(device: str, cores: int = 0) -> Machine:
 def cpu_ceiling(
     precision: Precision, features: tuple[str, ...], cores: int, clock: float | None
 ) -> float | None:
-    """cores x clock x multiply-accumulates a cycle; None where one of them is not known."""
+    """Return cores x clock x multiply-accumulates a cycle; None if one of them is unknown."""
     a_cycle = next((macs for feature, macs in MACS_A_CYCLE[precision] if feature in features), None)
     return None if clock is None or a_cycle is None else cores * clock * 1e9 * a_cycle
 
 
 def clock_ghz() -> float | None:
-    """The highest that the system tells of; a virtual machine tells the nominal one, and runs above it."""
+    """Return the highest clock that the system reports; a virtual machine reports the nominal one."""
     found = []
     try:
         khz = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").read_text(encoding="ascii")
@@ -155,7 +157,7 @@ def _see_macs(side: int = 1024) -> float:
 
 
 def _see_bytes(cores: int, num_bytes: int = 32 * 2**20) -> float:
-    """Every core copies memory of its own, larger together than most caches."""
+    """Return the bytes a second that all cores copy; together their memory is larger than most caches."""
     pairs = [np.ones((2, num_bytes // 4), np.float32) for _ in range(cores)]
     with ThreadPoolExecutor(cores) as pool:
         seconds = _least_seconds(lambda: list(pool.map(lambda pair: np.copyto(pair[0], pair[1]), pairs)))
@@ -186,7 +188,7 @@ def print_machine(machine: Machine) -> None:
 
 
 def print_theory(costs: dict[Precision, Cost], machine: Machine, batch: int) -> None:
-    """A line a precision. Ceilings are estimates: clocks move, and caches spare memory."""
+    """Print a line for each precision. Peaks are estimates: clocks vary, and caches save memory traffic."""
     print(
         f"{'theory':<10}{'weights':>10}{'activations':>14}{'ops/byte':>10}{f'at {batch}':>8}"
         f"{'ceiling, estimated':>24}{'all through memory':>24}"

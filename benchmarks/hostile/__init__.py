@@ -1,1 +1,1 @@
-"""Requests that mean no good: damaged and huge images, odd forms, wrong inference requests."""
+"""Hostile requests: damaged and huge images, malformed forms, invalid inference requests."""

@@ -1,7 +1,7 @@
-"""Small files that want much: huge sizes, streams that inflate without end, parts without number.
+"""Small files that demand much: huge declared sizes, streams that inflate enormously, very many parts.
 
-Those that the server's limits allow are here too: a picture of 49 megapixels in 6 kB is legitimate, and takes
-memory and time that must be given back.
+Some are within the server's limits: a picture of 49 megapixels in 6 kB is valid; the server must give back
+the memory that it takes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Bomb = Callable[[random.Random, list[bytes]], bytes]
 
 
 def bomb(chance: random.Random, corpus: list[bytes]) -> tuple[str, bytes]:
-    """Its name, and the file."""
+    """Return the name of a bomb, and the file."""
     make = chance.choices(BOMBS, WEIGHTS)[0]
     return make.__name__, make(chance, corpus)
 
@@ -32,13 +32,13 @@ def zeros(count: int) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, stream: bytes, extra: bytes = b"") -> bytes:
-    """`stream`: the compressed rows; `extra`: chunks before them."""
+    """Return a PNG; `stream` has the compressed rows, `extra` chunks before them."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return PNG_SIGNATURE + chunk(b"IHDR", header) + extra + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 
 def declared_size(chance: random.Random, corpus: list[bytes]) -> bytes:
-    """A sound file of which the header names another size."""
+    """Return a valid file whose header is changed to declare another size."""
     data, sides = bytearray(chance.choice(corpus)), (chance.choice(SIDES), chance.choice(SIDES))
     width, height = sides if chance.random() < 0.8 else (sides[0], sides[0])
     short = struct.pack("<HH", width & 0xFFFF, height & 0xFFFF)
@@ -66,7 +66,7 @@ def declared_size(chance: random.Random, corpus: list[bytes]) -> bytes:
 
 
 def set_tags(data: bytearray, values: dict[int, int]) -> None:
-    """Of a little-endian TIFF's first directory, where it has those tags."""
+    """Set tags in the first directory of a little-endian TIFF, where they exist."""
     if data[:4] != b"II*\0":
         return
     (start,) = struct.unpack_from("<I", data, 4)
@@ -78,7 +78,7 @@ def set_tags(data: bytearray, values: dict[int, int]) -> None:
 
 
 def tiff_tag(chance: random.Random, corpus: list[bytes]) -> bytes:
-    """Strips, tiles and counts that are not there, a directory that follows itself."""
+    """Return a TIFF whose tags declare missing strips or tiles, or whose directory refers to itself."""
     data = bytearray(chance.choice([file for file in corpus if file.startswith(b"II*\0")]))
     tags = chance.sample((258, 259, 262, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325), 2)
     set_tags(data, {tag: chance.choice(SIDES) for tag in tags})
@@ -88,13 +88,13 @@ def tiff_tag(chance: random.Random, corpus: list[bytes]) -> bytes:
 
 
 def png_stream(chance: random.Random, _: list[bytes]) -> bytes:
-    """Rows that inflate to far more than the picture has."""
+    """Return a PNG whose rows inflate to far more than its size needs."""
     side = chance.choice((1, 8, 300, 2000))
     return png(side, side, 8, chance.choice((0, 2, 6)), zeros(ZEROS))
 
 
 def png_text(chance: random.Random, _: list[bytes]) -> bytes:
-    """Text and profiles that inflate."""
+    """Return a PNG with texts or profiles that inflate to much."""
     kind = chance.choice((b"zTXt", b"iCCP", b"iTXt"))
     head = b"a\0\1\0\0\0" if kind == b"iTXt" else b"a\0\0"
     extra = chunk(kind, head + zeros(ZEROS)) * chance.choice((1, 5))
@@ -102,20 +102,20 @@ def png_text(chance: random.Random, _: list[bytes]) -> bytes:
 
 
 def png_frames(chance: random.Random, _: list[bytes]) -> bytes:
-    """An animation of very many frames, or one chunk after another."""
+    """Return a PNG with very many chunks, such as the frames of an animation."""
     kind = chance.choice((b"acTL", b"fcTL", b"fdAT", b"tEXt", b"IDAT", b"tRNS", b"PLTE"))
     extra = chunk(kind, chance.randbytes(chance.choice((0, 3, 26)))) * chance.choice((1000, 20_000, 70_000))
     return png(8, 8, 8, 0, zlib.compress(bytes(72)), extra)
 
 
 def gif_parts(chance: random.Random, _: list[bytes]) -> bytes:
-    """Frames, comments or sub-blocks without number."""
+    """Return a GIF with very many frames, comments or sub-blocks."""
     part = chance.choice((b"!\xfe\x01a\0", b"!\xf9\4\0\0\0\0\0", b",\0\0\0\0\1\0\1\0\0\2\2D\1\0", b"\1a"))
     return b"GIF89a\x10\0\x10\0\0\0\0" + part * chance.choice((1000, 50_000, 300_000)) + b";"
 
 
 def jpeg_parts(chance: random.Random, corpus: list[bytes]) -> bytes:
-    """Scans, comments or markers without number."""
+    """Return a JPEG with very many scans, comments or markers."""
     data = next(file for file in corpus if file.startswith(b"\xff\xd8"))
     part = chance.choice(
         (b"\xff\xfe\0\2", b"\xff\xe1\0\x08Exif\0\0", b"\xff\xd0", b"\xff", b"\xff\xda\0\x02")
@@ -124,7 +124,7 @@ def jpeg_parts(chance: random.Random, corpus: list[bytes]) -> bytes:
 
 
 def exif(chance: random.Random, _: list[bytes]) -> bytes:
-    """A block that points out of itself, in a circle, or to very many entries."""
+    """Return a PNG whose EXIF block points outside of itself, to itself, or to very many entries."""
     count, kind = chance.choice((1, 0xFFFF, 0xFFFFFFFF)), chance.choice((1, 3, 4, 5, 12, 99))
     entries = struct.pack("<HHII", 0x112, kind, count, chance.choice(SIDES)) * chance.choice((1, 5000))
     block = b"II*\0" + struct.pack("<IH", chance.choice((8, 0, 4, 10_000)), len(entries) // 12) + entries
@@ -132,14 +132,14 @@ def exif(chance: random.Random, _: list[bytes]) -> bytes:
 
 
 def large_but_allowed(chance: random.Random, _: list[bytes]) -> bytes:
-    """Up to 49 megapixels of one bit, or 9 of true colour."""
+    """Return a PNG of 49 megapixels with one bit each, or of 9 megapixels in colour."""
     if chance.random() < 0.5:
         return png(7000, 7000, 1, 0, zeros(7000 * 876))
     return png(3000, 3000, 8, chance.choice((2, 6)), zeros(3000 * 12_001))
 
 
 def bytes_too_many(chance: random.Random, corpus: list[bytes]) -> bytes:
-    """More than an image may have."""
+    """Return a file larger than the server accepts."""
     return chance.choice(corpus) + bytes(20 * 2**20)
 
 
@@ -147,4 +147,4 @@ BOMBS: tuple[Bomb, ...] = (
     declared_size, tiff_tag, png_stream, png_text, png_frames, gif_parts, jpeg_parts, exif,
     large_but_allowed, bytes_too_many,
 )  # fmt: skip
-WEIGHTS = (400, 150, 30, 30, 20, 20, 30, 40, 4, 2)  # the last ones cost the server what a hundred others do
+WEIGHTS = (400, 150, 30, 30, 20, 20, 30, 40, 4, 2)  # the last two each cost the server as much as 100 others

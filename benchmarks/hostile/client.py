@@ -1,4 +1,4 @@
-"""Sends hostile requests over one connection, and holds every answer against the server's contract."""
+"""Send hostile requests over one connection, and check every answer against the server's contract."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 
 from benchmarks.hostile.request import HostileRequest
 
-# What a client's mistake may be answered with; 404 and 405 where a path was mistaken too.
+# Allowed statuses of refusals; 404 and 405 are for requests with a wrong path.
 REFUSALS = frozenset((400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422, 429, 431, 503))
-BUSY = ("overloaded", "deadline")  # the only reasons for 503: a request must not make a server unready
+BUSY = ("overloaded", "deadline")  # the allowed codes of a 503: a request must not make the server unready
 EXTRA = b"\r\n\0\xffGET / HTTP/9.9\r\nnonsense\r\n\r\n"
 
 
 class Finding(Exception):
-    """The request must not end like this."""
+    """The server reacted to a request in a way that its contract forbids."""
 
 
 class Answer(NamedTuple):
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """A keep-alive connection, opened again when the server has closed it.
+    """A keep-alive connection, which is opened again after the server has closed it.
 
     Args:
         timeout: seconds that an answer may take.
@@ -44,7 +44,11 @@ class Client:
         self._connection = http.client.HTTPConnection(*self.address, timeout=timeout)
 
     def send(self, request: HostileRequest, chance: random.Random) -> str:
-        """What came back, in two words; raises Finding."""
+        """Send a request, check its answer, and return the outcome in a word or two.
+
+        Raises:
+            Finding: the answer breaks the contract.
+        """
         if request.delivery == "cut":
             return self._leave_halfway(request)
         if request.delivery == "overlong":
@@ -58,10 +62,14 @@ class Client:
     def ask(
         self, path: str, body: bytes | Iterator[bytes], headers: dict[str, str], method: str = "POST"
     ) -> Answer:
-        """Raises Finding: there is no answer."""
+        """Send a request; return its answer.
+
+        Raises:
+            Finding: there is no answer.
+        """
         connection = self._connection
         try:
-            # A server may refuse a body before its end, and then not take the rest: the answer counts.
+            # A server may refuse a body without reading its end; its answer is still read.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, body, headers)  # an iterator is sent in chunks
             response = connection.getresponse()
@@ -79,7 +87,7 @@ class Client:
         return "left"
 
     def _send_too_much(self, request: HostileRequest) -> Answer:
-        """On a connection of its own: what comes after is no request."""
+        """Use a separate connection, because the bytes after the body are no valid request."""
         try:
             with closing(socket.create_connection(self.address, self._timeout)) as connection:
                 with suppress(BrokenPipeError, ConnectionResetError):
@@ -112,11 +120,11 @@ def _head(request: HostileRequest) -> bytes:
     return f"POST {request.path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
 
 
-# --- what an answer must be --------------------------------------------------------------------------
+# --- check an answer ---------------------------------------------------------------------------------
 
 
 def check(path: str, answer: Answer) -> None:
-    """Raises Finding: the answer is none that the contract allows."""
+    """Raise Finding if the contract does not allow the answer."""
     if answer.status == 200:
         _check_document(path, answer)
     elif answer.status not in REFUSALS:
@@ -134,7 +142,7 @@ def check(path: str, answer: Answer) -> None:
 
 
 def outcome_of(path: str, answer: Answer) -> str:
-    """`200`, `422 corrupt_image`, `v2 400`."""
+    """Return an outcome such as `200`, `422 corrupt_image` or `v2 400`."""
     if path.startswith("/v2"):
         return f"v2 {answer.status}"
     if answer.status == 200:
@@ -143,7 +151,7 @@ def outcome_of(path: str, answer: Answer) -> str:
 
 
 def _check_document(path: str, answer: Answer) -> None:
-    """JSON, or under /v2 JSON and what it says that follows."""
+    """Check the JSON of an answer, and under /v2 the size of the binary tensors after it."""
     text, length = answer.body, answer.headers.get("Inference-Header-Content-Length")
     if length is not None:
         text = answer.body[: int(length)]
@@ -164,14 +172,14 @@ def _parsed(path: str, text: bytes) -> Any:
         raise Finding(f"{path}: an answer that cannot be read ({error}): {text[:300]!r}") from error
 
 
-# --- a sound request in between ----------------------------------------------------------------------
+# --- valid images in between -------------------------------------------------------------------------
 
 
 class Witness:
-    """Sound images, and what was answered to them before anything bad was sent.
+    """Valid images, and the answers to them before any hostile request was sent.
 
     Args:
-        tolerance: how far a logit may be from the first answer's, for it runs in other batches.
+        tolerance: how far a logit may be from the first answer's, because the composition of batches differs.
     """
 
     def __init__(self, client: Client, images: list[bytes], tolerance: float) -> None:
@@ -180,7 +188,7 @@ class Witness:
         self._expected = [self._best(client, image) for image in images]
 
     def ask(self, client: Client, chance: random.Random) -> None:
-        """Raises Finding: the answer is another one than at first."""
+        """Ask about one of the images; raise Finding if the answer differs from the first one."""
         which = chance.randrange(len(self._images))
         found, expected = self._best(client, self._images[which]), self._expected[which]
         if found is None or expected is None:  # busy
@@ -189,7 +197,7 @@ class Witness:
             raise Finding(f"a sound image was answered with {found} instead of {expected}")
 
     def _best(self, client: Client, image: bytes) -> tuple[int, float] | None:
-        """Class and logit; None where the server was too busy."""
+        """Return the class and its logit; None if the server was too busy."""
         answer = client.ask("/classify?top_k=1", image, {"Content-Type": "application/octet-stream"})
         check("/classify", answer)
         if answer.status == 503:

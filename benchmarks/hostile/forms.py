@@ -1,4 +1,4 @@
-"""Requests to /classify and /introspect: the file itself or a form, and what can be odd about either."""
+"""Hostile requests to /classify and /introspect: files, and multipart forms with all kinds of defects."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def sound(_: random.Random, body: bytes) -> bytes:
 
 
 def several(chance: random.Random, body: bytes) -> bytes:
-    """Some, up to the limit, or more than that."""
+    """Return a form of several images: within the limit, at it, and one above it."""
     return _part(PART, body) * chance.choice((2, 3, 32, 33)) + b"--edge--\r\n"
 
 
@@ -112,7 +112,7 @@ def odd_boundaries(chance: random.Random, body: bytes) -> bytes:
 
 
 def damaged(chance: random.Random, body: bytes) -> bytes:
-    """A bit here and there, mostly in its head."""
+    """Return a form with some flipped bits in its first 90 bytes."""
     whole = bytearray(_form(PART, body))
     for _ in range(chance.choice((1, 2, 8))):
         whole[chance.randrange(min(len(whole), 90))] ^= 1 << chance.randrange(8)

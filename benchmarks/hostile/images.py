@@ -1,4 +1,4 @@
-"""Sound images of every format and of most of its kinds, made on the spot, and what can be done to them."""
+"""Small valid images in every format and most of its variants, and mutations that damage them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.hostile.request import NUMBERS, near_the_head
 
-Mutation = Callable[[random.Random, bytearray, bytes], bytes]  # a file, and another one to take parts of
+Mutation = Callable[[random.Random, bytearray, bytes], bytes]  # the second file lends parts
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -27,7 +27,7 @@ def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def sound_images() -> list[bytes]:
-    """Small ones, so that decoding them costs little."""
+    """Return the valid images; they are small, so that decoding them is cheap."""
     photo = Image.effect_mandelbrot((40, 30), (-2, -1.2, 1, 1.2), 50).convert("RGB")
     grey, palette, deep = photo.convert("L"), photo.quantize(16), _grey_16(photo)
     alpha = photo.convert("RGBA")
@@ -69,7 +69,7 @@ def _grey_16(photo: Image.Image) -> Image.Image:
 
 
 def mutated(chance: random.Random, corpus: list[bytes]) -> tuple[str, bytes]:
-    """The mutation's name and its outcome; of a PNG, half the time, with checksums that are right again."""
+    """Return a mutation's name and its result; half of the PNGs get valid checksums again."""
     mutation = chance.choice(MUTATIONS)
     data = mutation(chance, bytearray(chance.choice(corpus)), chance.choice(corpus))
     if data and chance.random() < 0.15:  # a second one
@@ -132,12 +132,12 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def chunk(kind: bytes, payload: bytes) -> bytes:
-    """Of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
 
 
 def with_right_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have the checksums of what is in them, as far as there are whole chunks."""
+    """Return a PNG with valid checksums in all of its complete chunks."""
     parts, position = [data[:8]], 8
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)

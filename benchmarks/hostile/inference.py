@@ -1,6 +1,6 @@
-"""Requests of the Open Inference Protocol that are wrong: in their JSON, their lengths, tensors, compression.
+"""Invalid requests of the Open Inference Protocol: wrong JSON, lengths, tensors or compression.
 
-Each starts from a sound one, with pixels or files, as JSON or binary, and has one thing done to it.
+Each is made from a valid request, with pixels or files, in JSON or binary, by one change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.hostile.images import mutated
 from benchmarks.hostile.request import HostileRequest, some_delivery
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MARK = "\0here\0"  # in a document, where a fragment of JSON goes that json.dumps would not write
+MARK = "\0here\0"  # placeholder for a fragment of JSON that json.dumps would not write
 FRAGMENTS = (
     "null", "true", "0", "-1", "1.5", "-0.0", "1e999", "-1e999", "1e-400", "NaN", "Infinity", "01", "0x10",
     "9223372036854775808", "18446744073709551616", "1" * 5000, "0." + "3" * 5000,
@@ -48,21 +48,21 @@ CHANGES = ("index", "models/{name}/load", "models/{name}/unload", "models/..%2f/
 
 @dataclass(frozen=True)
 class Model:
-    """What is served."""
+    """The served model."""
 
     name: str
     version: str
-    size: int  # of its images
+    size: int  # side of its input images, in pixels
 
 
 @dataclass(frozen=True)
 class Inference:
-    """A request before it is put together; `length`: of the JSON, as the header says it, None: no header."""
+    """A request in parts; `length` is the header with the JSON's length, None for no header."""
 
     document: dict[str, Any]
     tail: bytes = b""
     text: bytes | None = None  # instead of the document
-    length: str | None = ""  # empty: the right one
+    length: str | None = ""  # empty: the true length
     headers: dict[str, str] = field(default_factory=dict)
     packed: Callable[[bytes], bytes] = bytes
 
@@ -121,7 +121,7 @@ def _numbers(size: int) -> list[int]:
     return [index % 256 for index in range(3 * size**2)]
 
 
-# --- what is done to it ------------------------------------------------------------------------------
+# --- changes -----------------------------------------------------------------------------------------
 
 
 def nothing(_: random.Random, sound: Inference) -> Inference:
@@ -129,7 +129,7 @@ def nothing(_: random.Random, sound: Inference) -> Inference:
 
 
 def odd_value(chance: random.Random, sound: Inference) -> Inference:
-    """Something else in a place of the JSON."""
+    """Replace a value of the JSON by something else."""
     document = _with_own_lists(sound.document)
     container, key = chance.choice(list(_places(document)))
     container[key] = MARK
@@ -137,7 +137,7 @@ def odd_value(chance: random.Random, sound: Inference) -> Inference:
 
 
 def odd_member(chance: random.Random, sound: Inference) -> Inference:
-    """A member missing, twice there, or one that has no place there."""
+    """Remove a member of the JSON, repeat one, or add one that does not belong there."""
     document = _with_own_lists(sound.document)
     container, key = chance.choice([place for place in _places(document) if isinstance(place[0], dict)])
     name = chance.choice(
@@ -153,7 +153,7 @@ def odd_member(chance: random.Random, sound: Inference) -> Inference:
 
 
 def odd_tensor(chance: random.Random, sound: Inference) -> Inference:
-    """Another type, shape, name or number of inputs."""
+    """Change the type, shape, name or number of the inputs."""
     document = _with_own_lists(sound.document)
     (tensor,) = document["inputs"]
     action = chance.randrange(4)
@@ -186,14 +186,14 @@ def damaged_json(chance: random.Random, sound: Inference) -> Inference:
 
 
 def lying_length(chance: random.Random, sound: Inference) -> Inference:
-    """Of the JSON, in the header."""
+    """Declare a wrong length of the JSON in the header."""
     right = len(json.dumps(sound.document))
     near = (right - 1, right + 1, 2 * right, right + len(sound.tail), right + len(sound.tail) + 1)
     return replace(sound, length=chance.choice((*LENGTHS, *map(str, near))))
 
 
 def lying_size(chance: random.Random, sound: Inference) -> Inference:
-    """Of the tensor: more or fewer bytes come than it says."""
+    """Declare a tensor size that differs from the bytes sent."""
     document, size = _with_own_lists(sound.document), len(sound.tail)
     sizes = (0, 1, size - 1, size + 1, -1, 2**31, 2**63, 2**64, 10**30)
     document["inputs"][0]["parameters"] = {"binary_data_size": chance.choice((size, *sizes))}
@@ -202,7 +202,7 @@ def lying_size(chance: random.Random, sound: Inference) -> Inference:
 
 
 def lying_elements(chance: random.Random, sound: Inference) -> Inference:
-    """BYTES whose lengths are wrong, or of very many elements."""
+    """Send BYTES with wrong lengths, or with very many elements."""
     tail = chance.choice(
         (
             b"\xff\xff\xff\xff",
@@ -221,7 +221,7 @@ def lying_elements(chance: random.Random, sound: Inference) -> Inference:
 
 
 def hostile_files(chance: random.Random, sound: Inference) -> Inference:
-    """Damaged images: as BYTES, or alone as the body."""
+    """Send damaged images, as BYTES or alone as the body."""
     files = [mutated(chance, corpus())[1] for _ in range(chance.choice((1, 1, 3)))]
     if chance.random() < 0.3:
         return replace(sound, text=b"", tail=files[0], length="0")
@@ -232,7 +232,7 @@ def hostile_files(chance: random.Random, sound: Inference) -> Inference:
 
 
 def compressed(chance: random.Random, sound: Inference) -> Inference:
-    """Well, or cut off, damaged, twice, otherwise than it says."""
+    """Compress the body: correctly, cut off, damaged, twice, or unlike Content-Encoding."""
     encoding = chance.choice(("gzip", "deflate", "GZIP", "x-gzip", "br", "gzip, gzip", "identity", "zstd"))
     return replace(
         sound, headers={"Content-Encoding": encoding}, packed=lambda body: _badly_packed(chance, body)
@@ -240,7 +240,7 @@ def compressed(chance: random.Random, sound: Inference) -> Inference:
 
 
 def bomb(chance: random.Random, sound: Inference) -> Inference:
-    """A small body that inflates to much: to more than is allowed, or just below."""
+    """Send a small body that inflates to a size just below or above the limit."""
     encoding = chance.choice(("gzip", "deflate"))
     body = _inflating(encoding, chance.choice((5, 60, 70)))
     length = chance.choice((None, "0", "100"))
@@ -273,11 +273,11 @@ ODDITIES: tuple[Oddity, ...] = (
 WEIGHTS = (5, 20, 10, 15, 15, 8, 8, 6, 8, 8, 0.3)
 
 
-# --- places in a document ----------------------------------------------------------------------------
+# --- positions in a document -------------------------------------------------------------------------
 
 
 def _with_own_lists(document: dict[str, Any]) -> dict[str, Any]:
-    """A copy to change; `data` is long, shared, and copied only at its top."""
+    """Return a copy that can be changed; of `data`, which is long, only the outer list is copied."""
     inputs = [{**tensor} for tensor in document["inputs"]]
     data = [tensor.pop("data", None) for tensor in inputs]
     copied = deepcopy({**document, "inputs": inputs})
@@ -288,7 +288,7 @@ def _with_own_lists(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _places(value: Any) -> Any:
-    """(container, key) of everything in a document, but of a long list only the start."""
+    """Yield (container, key) of every value in a document; of a list only the first three."""
     keys = list(value) if isinstance(value, dict) else range(min(3, len(value)))
     for key in keys:
         yield value, key

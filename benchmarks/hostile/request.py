@@ -1,4 +1,4 @@
-"""One hostile request, and the numbers and positions that hostile things are made of."""
+"""A hostile request, and the numbers and positions that mutations use."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Whole: as it should be sent. Chunked: in pieces of random size. Cut: the client leaves halfway. Overlong:
-# more comes than Content-Length says, which is another request then, and not a good one.
+# whole: as it should be sent. chunked: in pieces of random size. cut: the client leaves halfway.
+# overlong: more bytes than Content-Length says; the server parses the rest as another, invalid request.
 Delivery = Literal["whole", "chunked", "cut", "overlong"]
 
-# Edges of the integers that file formats use.
+# Limits of the integer types that file formats use.
 NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
 class HostileRequest:
-    """A POST; `what` names what is wrong with it, for the statistics."""
+    """A POST request; `what` names its defect, for the statistics."""
 
     what: str
     path: str
@@ -26,7 +26,7 @@ class HostileRequest:
 
 
 def near_the_head(chance: random.Random, size: int) -> int:
-    """A position; half of them in the first 64 bytes, where headers are."""
+    """Return a random position; half of them are in the first 64 bytes, where headers are."""
     return chance.randrange(min(size, 64) if chance.random() < 0.5 else size)
 
 

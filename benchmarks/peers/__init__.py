@@ -1,1 +1,1 @@
-"""Other servers of the same model, each as its documentation says; they run in a venv of their own."""
+"""Servers of other projects with the same model, each set up as its documentation says, in their own venv."""

@@ -1,6 +1,7 @@
-"""BentoML with adaptive batching: a batchable API over images, a worker process a core, a thread each.
+"""BentoML with adaptive batching: a batchable API over images, one worker process a core, one thread each.
 
-Its dispatcher finds size and wait by itself; `max_latency_ms` stays at its default: a shorter one refuses.
+BentoML adapts batch size and waiting time. `max_latency_ms` keeps its default, since a shorter one makes it
+refuse requests.
 """
 
 import os

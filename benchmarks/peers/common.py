@@ -1,7 +1,7 @@
-"""What every peer does alike: an image to pixels, an artifact's graph in an engine, logits to an answer.
+"""What every server of another project shares: preprocessing, the engine, and the form of an answer.
 
-The arithmetic of torchvision's Resize and CenterCrop, in Pillow, as our own preprocess has it; an engine with
-the threads that it is given. Which server calls this when, and in which batches, is what is compared.
+The preprocessing is that of torchvision's Resize and CenterCrop in Pillow, as in our own. The servers differ
+in when they call these functions, and in which batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ARTIFACT = Path(os.environ["PEER_ARTIFACT"])  # a folder with a manifest.json
+ARTIFACT = Path(os.environ["PEER_ARTIFACT"])  # the artifact's directory
 ENGINE = os.environ.get("PEER_ENGINE", "onnxruntime")
 MANIFEST: dict[str, Any] = json.loads((ARTIFACT / "manifest.json").read_text(encoding="utf-8"))
 RESIZE, CROP = MANIFEST["preprocessing"]["resize"], MANIFEST["preprocessing"]["crop"]
@@ -26,7 +26,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def resize_and_crop(image: Image.Image) -> Image.Image:
-    """The short side to RESIZE, the middle CROP x CROP pixels of it."""
+    """Resize the shorter side to RESIZE, and return the centre crop of CROP x CROP pixels."""
     width, height = (RESIZE * side // min(image.size) for side in image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
@@ -34,12 +34,12 @@ def resize_and_crop(image: Image.Image) -> Image.Image:
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    """An image file to uint8 [H, W, 3], what the int8 graph takes."""
+    """Return the pixels of an image file for the int8 graph: uint8 [H, W, 3]."""
     return np.asarray(resize_and_crop(Image.open(io.BytesIO(data))))
 
 
 def open_int8(threads: int) -> Run:
-    """The artifact's int8 graph in ENGINE: uint8 [N, H, W, 3] to logits [N, K]."""
+    """Open the artifact's int8 graph; the function takes uint8 [N, H, W, 3] and returns logits [N, K]."""
     graph = next(
         ARTIFACT / graph["file"]
         for graph in MANIFEST["graphs"]
@@ -60,14 +60,14 @@ def _onnxruntime(graph: Path, threads: int) -> Run:
 def _openvino(graph: Path, threads: int) -> Run:
     import openvino
 
-    # Pinned, the single threads of two worker processes would meet on the first core.
+    # With pinning, the single threads of two worker processes would share the first core.
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     compiled = openvino.Core().compile_model(graph, "CPU", hints)
     return lambda images: compiled({"images": images})["logits"]
 
 
 def answer(logits: np.ndarray, top_k: int = 5) -> dict[str, Any]:
-    """One row of logits as the top classes and their probabilities."""
+    """Return the top classes and their probabilities, from one row of logits."""
     exponentials = np.exp(logits - logits.max())
     probabilities = exponentials / exponentials.sum()
     best = np.argsort(-logits)[:top_k]

@@ -1,6 +1,6 @@
-"""FastAPI and the int8 graph: a plain `def`, which FastAPI runs on its thread pool, for work that blocks.
+"""FastAPI and the int8 graph: a plain `def`, which FastAPI runs on its thread pool.
 
-One session with a thread a core; requests run it side by side, and there are no batches.
+There is one session with a thread for each core. Requests run in parallel, without batching.
 """
 
 from fastapi import FastAPI, UploadFile

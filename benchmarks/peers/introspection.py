@@ -1,9 +1,9 @@
-"""What other libraries do for every residual block of one image: rows of benchmarks/introspection.py.
+"""Introspection of every residual block by other libraries: rows of benchmarks/introspection.py.
 
-    python -m benchmarks.peers.introspection ARCHITECTURE CLASSES PIXELS THREADS      # in a venv of their own
+    python -m benchmarks.peers.introspection ARCHITECTURE CLASSES PIXELS THREADS      # in its own venv
 
-A process that answers lines: first what it has, then to each `ROW SECONDS` the times that the row took. The
-network is ours in torch, with random weights, since what they are does not change how long it takes.
+The process prints the rows that it can time, then answers each line `[ROW, SECONDS]` with the times of that
+row. The network is ours in torch with random weights; their values do not affect the time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ import torch
 from models.resnet import build
 
 TARGET = 3
-STEPS = 50  # of InternalInfluence: its default
+STEPS = 50  # the default of InternalInfluence
 
 Work = Callable[[], object]
 
 
 def time_slice(work: Work, seconds: float) -> list[float]:
-    """Milliseconds of each call within about so many seconds, at least one, after one that does not count."""
+    """Call `work` for about `seconds`, at least once; return the milliseconds of each call.
+
+    A first call is not counted.
+    """
     work()
     times_ms: list[float] = []
     while sum(times_ms) < 1000 * seconds:
@@ -38,7 +41,7 @@ def time_slice(work: Work, seconds: float) -> list[float]:
 
 
 def rows_of(model: Any, x_NCHW: torch.Tensor) -> tuple[dict[str, Work], dict[str, str]]:
-    """By title; and which libraries cannot be had, and why."""
+    """Return the work by row title; and why libraries are missing, by name."""
     blocks = [block for _, block in model.named_blocks()]
     rows: dict[str, Work] = {"torch: the forward pass alone": _without_gradients(lambda: model(x_NCHW))}
     missing: dict[str, str] = {}
@@ -48,7 +51,7 @@ def rows_of(model: Any, x_NCHW: torch.Tensor) -> tuple[dict[str, Work], dict[str
                 f"{name} {version(name)}: {title}": work
                 for title, work in make(model, blocks, x_NCHW).items()
             }
-        except Exception as error:  # of a package that is not ours: absent, or built for another machine
+        except Exception as error:  # the library is not installed, or fails on this machine
             missing[name] = f"{type(error).__name__}: {error}"
     return rows, missing
 
@@ -65,7 +68,7 @@ def _captum(model: Any, blocks: list[Any], x: torch.Tensor) -> dict[str, Work]:
     from captum.attr import InternalInfluence, LayerFeatureAblation, LayerGradCam, LayerGradientXActivation
 
     branches = [block.branch for block in blocks]
-    whole = torch.zeros(1, 1, 1, 1, dtype=torch.long)  # all of a branch is one feature
+    whole = torch.zeros(1, 1, 1, 1, dtype=torch.long)  # treats the whole branch as one feature
     return {
         "LayerGradientXActivation, all branches at once": lambda: LayerGradientXActivation(
             model, branches
@@ -102,14 +105,16 @@ def _grad_cam(model: Any, blocks: list[Any], x: torch.Tensor) -> dict[str, Work]
 
 @cache
 def _declare_operators() -> torch.library.Library | None:
-    """torchvision's import fails where its operators are built for another torch; none is called here."""
+    """Declare torchvision's operators, if they are missing: its import fails without them. None is called
+    here.
+    """
     try:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # the real ones are there
+    except RuntimeError:  # torchvision has declared them
         return None
-    return library  # kept: they go with it
+    return library  # the operators exist as long as this object
 
 
 def _torchlens(model: Any, blocks: list[Any], x: torch.Tensor) -> dict[str, Work]:
@@ -121,7 +126,7 @@ def _torchlens(model: Any, blocks: list[Any], x: torch.Tensor) -> dict[str, Work
 def main(architecture: str, num_classes: str, pixels: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print; only answers go to stdout
     model = build(architecture, num_classes=int(num_classes)).eval()
     rows, missing = rows_of(model, torch.randn(1, 3, int(pixels), int(pixels)))
     print(

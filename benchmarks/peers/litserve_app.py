@@ -1,7 +1,7 @@
-"""LitServe with batching on: `python -m benchmarks.peers.litserve_app PORT`.
+"""LitServe with batching: `python -m benchmarks.peers.litserve_app PORT`.
 
-As its documentation advises for CPUs, a worker a core, each with a thread of its own; for more than 100
-requests a second, `fast_queue`; HTTP servers as many as workers, which is its default.
+Set up as its documentation advises for CPUs: one worker for each core, with one thread each; `fast_queue` for
+more than 100 requests a second; as many HTTP servers as workers, which is the default.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""FastAPI and torch in fp32 as tutorials write it: decode, transform and run within `async def`."""
+"""FastAPI and torch in fp32 as in many tutorials: decode, transform and run within `async def`."""
 
 import io
 import os
@@ -19,7 +19,7 @@ if "PEER_WEIGHTS" in os.environ:
 
 
 def transform(image: Image.Image) -> torch.Tensor:
-    """torchvision's Resize, CenterCrop, ToTensor and Normalize."""
+    """Apply torchvision's Resize, CenterCrop, ToTensor and Normalize."""
     pixels = torch.from_numpy(np.array(resize_and_crop(image))).permute(2, 0, 1)
     return (pixels.contiguous().float().div(255) - mean) / std
 

@@ -178,7 +178,7 @@ def test_aims(capsys: pytest.CaptureFixture[str]) -> None:
     assert why["fp16 ms at batch 1"] == "no GPU"
     assert why["introspect / classify, OpenVINO fp32"] is None
     other = {aim["aim"]: aim["why"] for aim in judge("resnet18", 64, rows, AMX)}
-    assert other["OpenVINO int8 / ORT fp32"] == "of ResNet-50 at 224 pixels"
+    assert other["OpenVINO int8 / ORT fp32"] == "only for ResNet-50 at 224 pixels"
     print_aims(judge("resnet50", 224, rows, NO_AMX))
     told = capsys.readouterr().out
     assert told.count("\n") == 1

@@ -365,7 +365,9 @@ def test_aims(document: dict[str, Any]) -> None:
     }
     elsewhere = judge(rows, ours, replace(AMX, features=("avx2",)), "resnet50")
     assert [aim["why"] for aim in elsewhere[:4]] == ["no AMX", "no AMX", "no AMX", None]
-    assert {aim["why"] for aim in judge(rows, ours, AMX, "embedded")[:3]} == {"of ResNet-50 at 224 pixels"}
+    assert {aim["why"] for aim in judge(rows, ours, AMX, "embedded")[:3]} == {
+        "only for ResNet-50 at 224 pixels"
+    }
     alone = judge({OURS: rows[OURS]}, ours, AMX, "resnet50")
     assert [aim["why"] for aim in alone[:3]] == ["not measured in this run"] * 3
     assert {aim["met"] for aim in judge(rows, None, AMX, "resnet50")} == {None}
