@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from artifact.manifest import Variant
-from introspection.quantities import GROUPS, MAPS, NUMBERS, Group, Map, Member, lacking
+from introspection.quantities import GROUPS, MAPS, NUMBERS, lacking
+from introspection.quantity import Group, Map, Member
 
 
 def words() -> dict[str, Any]:

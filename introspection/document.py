@@ -14,7 +14,8 @@ from artifact.postprocess import softmax, top_predictions
 from introspection.attribution import Decomposition
 from introspection.digits import LOGIT_DIGITS, json_number
 from introspection.encoding import MapEncoding, encode_map
-from introspection.quantities import GROUPS, Group, Member, reasons_absent, why_absent
+from introspection.quantities import GROUPS, reasons_absent, why_absent
+from introspection.quantity import Group, Member
 from introspection.question import Question
 from introspection.scales import ranges_of_blocks
 from introspection.seen import Seen

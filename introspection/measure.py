@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from artifact.manifest import Manifest
 from introspection.attribution import Decomposition, decompose
 from introspection.mean_squares import energy_sum_error, map_scalar_error
-from introspection.quantities import GROUPS, MAPS, Group, group_of, lacking
+from introspection.quantities import GROUPS, MAPS, group_of, lacking
+from introspection.quantity import Group
 from introspection.readings import FloatArray, LesionLogits, Readings, read
 
 

@@ -20,7 +20,8 @@ from artifact.errors import ParameterError
 from artifact.manifest import Block, Label, Manifest
 from artifact.postprocess import TopKError, allowed_top_k
 from introspection.encoding import MapEncoding
-from introspection.quantities import GROUPS, LESIONS, MAPS, ColormapName, why_absent
+from introspection.quantities import GROUPS, LESIONS, MAPS, why_absent
+from introspection.quantity import ColormapName
 
 GATE_LIMIT = 4.0  # either way: enough to double or invert a branch; far beyond, activations overflow
 Render = Literal["raw", "overlay"]

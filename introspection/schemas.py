@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from artifact.manifest import ReceptiveField, ShortcutKind, Variant
 from artifact.postprocess import Prediction
-from introspection.quantities import GROUPS, Group, Member, Reasons
+from introspection.quantities import GROUPS
+from introspection.quantity import Group, Member, Reasons
 
 
 class Part(BaseModel):

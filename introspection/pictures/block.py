@@ -36,7 +36,8 @@ from introspection.pictures.parts import (
     stacked,
     title_of,
 )
-from introspection.quantities import GROUPS, MAPS, NUMBERS, OUTPUTS, Drawn, Group, Member, why_absent
+from introspection.quantities import GROUPS, MAPS, NUMBERS, OUTPUTS, why_absent
+from introspection.quantity import Drawn, Group, Member
 from introspection.question import Question
 from introspection.scales import colors_of
 from introspection.seen import Seen

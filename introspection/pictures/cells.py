@@ -18,7 +18,7 @@ from PIL import Image
 from artifact.manifest import Block
 from artifact.preprocess import Preprocessed
 from introspection.pictures.colormaps import colorize
-from introspection.quantities import ColormapName
+from introspection.quantity import ColormapName
 from introspection.readings import FloatArray
 
 HATCH_PITCH = 8  # pixels from one line to the next

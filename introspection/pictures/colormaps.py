@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from introspection.quantities import ColormapName
+from introspection.quantity import ColormapName
 
 COLORMAPS: tuple[ColormapName, ...] = get_args(ColormapName)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from artifact.manifest import Manifest
-    from introspection.quantities import Group, Look
+    from introspection.quantity import Group, Look
     from introspection.question import Question
     from introspection.seen import Seen
 
@@ -118,7 +118,7 @@ def print_blocks(document: Document, scalars: Scalars) -> None:
 
 def print_comparison(a: Document, b: Document, of_a: Scalars, of_b: Scalars) -> None:
     """Print one line for each block: each scalar of A and of B, and the difference B - A."""
-    from introspection.quantities import Look
+    from introspection.quantity import Look
 
     columns = []
     for name in of_a:
@@ -251,7 +251,8 @@ def _lines(group: Group, blocks: Sequence[Document]) -> list[str]:
 
 def look_of(name: str) -> Look:
     """Return how a scalar is shown; scalars without a look of their own are shown under their name."""
-    from introspection.quantities import NUMBERS, Look
+    from introspection.quantities import NUMBERS
+    from introspection.quantity import Look
 
     return NUMBERS[name][1].look or Look(name)
 

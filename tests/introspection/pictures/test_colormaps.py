@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from introspection.pictures.colormaps import COLORMAPS, colorize
-from introspection.quantities import ColormapName
+from introspection.quantity import ColormapName
 
 
 @pytest.mark.parametrize("name", ["viridis", "inferno", "magma", "coolwarm"])

@@ -22,7 +22,8 @@ from introspection.pictures.colormaps import colorize
 from introspection.pictures.comparison import Subject, compared_maps, comparison_picture
 from introspection.pictures.parts import ACCENT, blank, decomposition_text, number_of
 from introspection.pictures.sheet import WIDTH, contact_sheet, packed
-from introspection.quantities import MAPS, NUMBERS, ColormapName
+from introspection.quantities import MAPS, NUMBERS
+from introspection.quantity import ColormapName
 from introspection.question import IntrospectQuery, resolve
 from introspection.scales import map_range
 from introspection.steps import Steps, finish

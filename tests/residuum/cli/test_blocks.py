@@ -12,7 +12,7 @@ from rich.console import Console
 
 from introspection.document import answer
 from introspection.measure import measure
-from introspection.quantities import Look
+from introspection.quantity import Look
 from introspection.question import IntrospectQuery, Question, resolve
 from introspection.readings import LesionLogits
 from residuum.cli.blocks import (
