@@ -20,7 +20,7 @@ PEERS_VENV = ROOT / ".venv-introspection-peers"
 
 
 class Peers:
-    """The process; `titles` are the rows that it can time, the forward pass first; `missing` the other ones."""
+    """The process; `titles` are the rows that it can time, the forward pass first; `missing` the others."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
