@@ -1,7 +1,7 @@
 """What a row of introspection/quantities.py says about a quantity: types without any row.
 
-A `Group` has numbers, its `Member`s, one value for each block. A `Map` has one value for each position. `Drawn`
-and `Look` say how a number is shown in a picture and in the terminal.
+A `Group` has numbers, its `Member`s, one value for each block. A `Map` has one value for each position.
+`Drawn` and `Look` say how a number is shown in a picture and in the terminal.
 """
 
 from __future__ import annotations
