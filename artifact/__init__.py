@@ -1,1 +1,1 @@
-"""What an export writes and everything else reads: manifest, preprocessing, decoding, where artifacts lie."""
+"""The artifact, which export writes and other packages read: manifest, preprocessing, decoding, location."""

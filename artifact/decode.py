@@ -123,7 +123,7 @@ def _check_size(image: ImageFile.ImageFile, limits: Limits) -> None:
 
 
 def _strips_cut(image: ImageFile.ImageFile | None, num_bytes: int) -> bool:
-    """Whether a TIFF refers to pixels beyond the file's end, which libtiff reads without using `_Source`."""
+    """Return whether a TIFF refers to pixels beyond the file's end, which libtiff reads without `_Source`."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags = image.tag_v2

@@ -150,7 +150,7 @@ class Speed(Record):
 
 
 def _engines_are_always_shown(schema: JsonDict) -> None:
-    """Let the HTTP schema promise `Graph.engines`, which answers always have."""
+    """Mark `Graph.engines` as required in the HTTP schema, because answers always have it."""
     required = schema["required"]
     assert isinstance(required, list)
     required.insert(required.index("parity"), "engines")
@@ -176,7 +176,7 @@ class Graph(Record):
     golden_logits: tuple[float, ...]  # of the golden image, from the source model
     golden_tolerance: float  # how far an engine may be from them, in logits
     accuracy: Accuracy | None = None
-    verdict: str | None = None  # why the precision passed its gate, in a sentence
+    verdict: str | None = None  # a sentence that says why the precision passed its gate
     quantization: Quantization | None = None
     speeds: tuple[Speed, ...] = ()
 
@@ -278,7 +278,7 @@ class Manifest(Record):
         return (self.golden_image, *self.reports, *(graph.file for graph in self.graphs))
 
     def write(self, directory: Path) -> None:
-        """Write it into the artifact's directory."""
+        """Write the manifest into the artifact's directory."""
         text = self.model_dump_json(indent=1, exclude={"graphs": {"__all__": {"engines"}}})
         (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 

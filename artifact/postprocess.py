@@ -1,4 +1,4 @@
-"""Logits -> predictions: which classes, in which order, and how many."""
+"""Turn logits into predictions: which classes, in which order, and how many."""
 
 from __future__ import annotations
 

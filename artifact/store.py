@@ -19,7 +19,7 @@ class ArtifactNotFound(ResiduumError):
 
 
 def is_artifact(directory: Path) -> bool:
-    """Whether a directory contains a manifest, which may still be unreadable."""
+    """Return whether a directory contains a manifest; the manifest may be unreadable."""
     return (directory / MANIFEST_FILE).is_file()
 
 

@@ -1,4 +1,4 @@
-"""One ONNX Runtime session with fixed buffers on a device for each batch size, and a thread of its own.
+"""One ONNX Runtime session with fixed buffers on a device for each batch size, and its own thread.
 
 A CUDA graph is a recording of one run and needs the same shapes at the same addresses each time. So every
 batch size has its own inputs and outputs on the device and its own CUDA graph, whose id is the run option
@@ -29,11 +29,11 @@ Row = tuple[tuple[int, ...], type[Any]]  # shape and dtype of an input or output
 
 
 class BoundSession:
-    """The `run` of an `Engine`, over buffers that are allocated once.
+    """Implements `Engine.run` over buffers that are allocated once.
 
     Args:
         session: a session whose inputs and outputs have a batch axis in front and fixed axes behind it.
-        device: where the buffers are: "cuda", or "cpu", which gains nothing but lets tests run this code.
+        device: where the buffers are: "cuda", or "cpu", which has no advantage but lets tests run this code.
         batch_sizes: the sizes to allocate buffers for; that happens at the first run of a size.
 
     Raises:

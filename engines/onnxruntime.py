@@ -153,7 +153,7 @@ def cuda_options(precision: Precision, *, record: bool) -> dict[str, str]:
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Return the options of a session of so many CPU threads."""
+    """Return the options of a session with `threads` CPU threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -196,7 +196,7 @@ def _mode(precision: Precision, options: EngineOptions) -> Mode:
 
 
 def _may_fall_back(options: EngineOptions) -> bool:
-    """Whether the CPU may run what CUDA cannot, because nobody asked for a device or mode."""
+    """Return whether the CPU may run what CUDA cannot: neither a device nor a mode was asked for."""
     return options.device == "auto" and options.mode is None
 
 

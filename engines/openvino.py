@@ -121,7 +121,7 @@ def compile_properties(core: openvino.Core, precision: Precision, options: Engin
     capability, compute = HALF.get(precision, ("", "f32"))
     return {
         "INFERENCE_PRECISION_HINT": compute if capability in _capabilities(core) else "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # never int8 that the graph does not ask for
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # int8 only in the layers that the graph quantizes
         "NUM_STREAMS": options.instances,
         "INFERENCE_NUM_THREADS": options.threads_each * options.instances,
         "ENABLE_CPU_PINNING": False,

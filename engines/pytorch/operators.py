@@ -102,7 +102,7 @@ def _apply(node: onnx.NodeProto, inputs: list[Any], file: str) -> Any:
     try:
         return OPERATORS[operator](*inputs, **attributes)
     except Exception as error:
-        raise EngineError(f"torch: {file} uses {operator} in a way that we do not know: {error}") from error
+        raise EngineError(f"torch: {file} uses {operator} in an unsupported way: {error}") from error
 
 
 def _window(

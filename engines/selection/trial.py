@@ -60,7 +60,7 @@ class EngineTrial(BaseModel):
     chosen: bool = False
 
     def is_of(self, candidate: Candidate) -> bool:
-        """Whether this is a trial of `candidate`."""
+        """Return whether this is a trial of `candidate`."""
         tried = (self.precision, self.engine, self.device, self.mode)
         return tried == (candidate.graph.precision, candidate.engine, candidate.device, candidate.mode)
 
@@ -145,7 +145,7 @@ class _Bench:
         return self._timed(lambda: [self._engine.run(batch)], 1)
 
     def loaded(self) -> _Timed:
-        """Time all instances at once, each in a thread of its own, as a server runs them."""
+        """Time all instances at once, each in its own thread, as a server runs them."""
         size = max(self._options.batch_sizes)
         batches = [golden_batch(self._row, self._graph, size)] * self._options.instances
         return self._timed(lambda: list(self._pool.map(self._engine.run, batches)), size)

@@ -1,4 +1,4 @@
-"""What `residuum export` and `residuum pull` share: a source of weights becomes an artifact."""
+"""The options and the work that `residuum export` and `residuum pull` share: weights become an artifact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what is made of them."""
+"""Options that several commands share, and the values made of them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 
 
 def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The flags that were given; the environment and the defaults decide the rest."""
+    """Return the flags that were given; the environment and the defaults supply the others."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
@@ -88,10 +88,10 @@ def image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def query_options(parser: argparse.ArgumentParser) -> None:
-    """A flag for each parameter of `POST /introspect`, whose text is in introspection.question only."""
+    """Add a flag for each parameter of `POST /introspect`; the texts come from introspection.question."""
     from introspection.question import IntrospectQuery
 
-    group = parser.add_argument_group("what is asked", "as the parameters of POST /introspect")
+    group = parser.add_argument_group("what is asked", "the parameters of POST /introspect")
     # `image_options` has --top-k, which `residuum classify` takes too.
     for name in (field for field in IntrospectQuery.model_fields if field != "top_k"):
         field = IntrospectQuery.model_fields[name]
@@ -122,7 +122,7 @@ def check_suffix(out: Path | None, *suffixes: str) -> None:
 
 
 def artifact_of(args: argparse.Namespace) -> tuple[Path, Settings]:
-    """The directory of the model asked for, and how to run it: one image at a time."""
+    """Return the directory of the model asked for, and settings that run one image at a time."""
     from artifact.store import find_artifact
     from service.settings import load_settings
 
@@ -131,7 +131,7 @@ def artifact_of(args: argparse.Namespace) -> tuple[Path, Settings]:
 
 
 def open_model(args: argparse.Namespace) -> LoadedModel:
-    """The model asked for, verified and ready."""
+    """Return the model asked for, loaded and verified."""
     from service.runtime.loading import load_model
 
     return load_model(*artifact_of(args))
@@ -154,7 +154,7 @@ def count(text: str) -> int:
 
 
 def field_values(items: Sequence[str]) -> dict[str, str]:
-    """Of `--set FIELD=VALUE`."""
+    """Return the fields and values of `--set FIELD=VALUE`."""
     if malformed := [item for item in items if "=" not in item]:
         raise CommandError(f"--set {malformed[0]}: expected FIELD=VALUE, such as epochs=30")
     return dict(item.split("=", 1) for item in items)

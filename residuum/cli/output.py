@@ -1,4 +1,4 @@
-"""What commands print, read and write."""
+"""Print, read and write for commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from residuum.cli.errors import CommandError
 
 
 def print_json(document: object) -> None:
-    """Letters as they are, or escaped where the output may not have them all."""
+    """Print a document; escape letters that the terminal's encoding may lack."""
     unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
     print(json.dumps(document, indent=1, ensure_ascii=not unicode))
 
@@ -38,7 +38,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """What a download tells its progress to: a bar on standard error, on a terminal only."""
+    """Yield a function that shows a download's progress on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

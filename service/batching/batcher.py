@@ -32,7 +32,7 @@ from service.batching.types import (
     State,
 )
 
-# Cores that slow down while an entry waits must not make everything late that was admitted.
+# Admission multiplies estimates by this, so that admitted entries are in time even if the cores slow down.
 RESERVE = 1.2
 
 # What `pause` and `close` make of a state; a state that is not listed stays.
@@ -45,7 +45,7 @@ class Batcher:
     """One queue in front of one graph, whose batches a scheduler runs.
 
     Args:
-        runners, max_batch_ms: as of Runners.
+        runners, max_batch_ms: see Runners.
         max_wait_ms: how long the first entry waits for others, counted from its arrival.
         queue_capacity: entries that may wait or be on their way; those in running batches do not count.
         priority: the graph with the lowest number goes first on a device.
@@ -86,22 +86,22 @@ class Batcher:
 
     @property
     def batch_ms(self) -> dict[int, float]:
-        """Batch size -> milliseconds at load, at today's pace."""
+        """Milliseconds at load by batch size, corrected for the current pace."""
         return self._runners.batch_ms
 
     @property
     def largest_batch(self) -> int:
-        """Rows of the largest batch that is formed."""
+        """The size of the largest batch that is formed."""
         return self._runners.largest_batch
 
     @property
     def longest_batch_ms(self) -> float:
-        """What the largest batch that is formed took when it was warmed."""
+        """Milliseconds of the largest batch, as measured when it was warmed up."""
         return self._runners.at_load.batch_ms[self._runners.largest_batch]
 
     @property
     def hangs(self) -> bool:
-        """Whether a batch was abandoned in one of the runners, which may then be in use for ever."""
+        """Whether a batch was abandoned in one of the runners; that runner may stay in use for ever."""
         return self._runners.hang
 
     # --- for requests

@@ -23,7 +23,9 @@ from service.batching.types import BatchFailed, Result, Runner
 
 @dataclass(eq=False)
 class Entry:
-    """One row that waits, runs or is done. A probe has a `runner`, which runs it in its own batch."""
+    """One row for the graph, waiting, running or done. A probe has a `runner`, which runs it in its own
+    batch.
+    """
 
     row: Row
     deadline: float | None

@@ -1,4 +1,4 @@
-"""How long the batches of a graph take: what was measured when its runners were warmed, at today's pace."""
+"""How long a graph's batches take: the times measured at warm-up, corrected for the current pace."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Runners:
 
     @property
     def batch_ms(self) -> dict[int, float]:
-        """Batch size -> milliseconds at load, at today's pace."""
+        """Milliseconds at load by batch size, corrected for the current pace."""
         return {size: self.ms(self.at_load, size) for size in self.at_load.batch_ms}
 
     def ms(self, runner: Runner, size: int) -> float:
-        """Return the milliseconds of a batch at today's pace."""
+        """Return the milliseconds of a batch, corrected for the current pace."""
         return runner.batch_ms[size] * self.pace
 
     def least_seconds(self, runner: Runner) -> float:
-        """Return the seconds of the smallest batch, never more than when it was warmed."""
+        """Return the seconds of the smallest batch, at most as measured at warm-up."""
         return runner.batch_ms[1] * min(1.0, self.pace) / 1000
 
     def seconds_an_image(self) -> float:
@@ -53,5 +53,5 @@ class Runners:
         return max(self.ms(self.at_load, size) / 1000, num_rows * self.seconds_an_image())
 
     def note(self, runner: Runner, size: int, seconds: float) -> None:
-        """Follow the pace of a batch that took `seconds`."""
+        """Update the pace with a batch that took `seconds`."""
         self.pace = follow_ratio(self.pace, seconds * 1000 / runner.batch_ms[size])

@@ -1,4 +1,4 @@
-"""Which of the warmed batch sizes is the best for the entries that wait."""
+"""Choose the best warmed-up batch size for the entries that wait."""
 
 from __future__ import annotations
 

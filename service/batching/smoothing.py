@@ -11,5 +11,5 @@ def follow(estimate: float, measured: float) -> float:
 
 
 def follow_ratio(estimate: float, measured: float) -> float:
-    """Follow the logarithm: a measurement fifty times too large counts twofold, and is forgotten soon."""
+    """Return `follow` of the logarithms: a value fifty times too large only doubles the estimate."""
     return float(estimate * (max(measured, 1e-6) / estimate) ** SMOOTHING)

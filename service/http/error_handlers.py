@@ -1,4 +1,4 @@
-"""What the application does with errors that a route or the framework raises: each becomes a problem."""
+"""Error handlers: each error that a route or the framework raises becomes a problem document."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_error_handlers(app: FastAPI) -> None:
         document = describe()
         schemas = document["components"]["schemas"]
         schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
-        for name in ("HTTPValidationError", "ValidationError"):  # what the framework would have said
+        for name in ("HTTPValidationError", "ValidationError"):  # the framework's own description of a 422
             schemas.pop(name, None)
         for path in document["paths"].values():
             for operation in path.values():
@@ -53,7 +53,7 @@ def _say(request: Request, problem: Problem) -> Response:
 
 
 async def _on_invalid_query(request: Request, error: Exception) -> Response:
-    """Pydantic's complaint about a query parameter (no route has any other input that it checks)."""
+    """Answer pydantic's error about a query parameter; routes have no other input that pydantic checks."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     parameter = str(first["loc"][-1] if len(first["loc"]) < 2 else first["loc"][1])
@@ -66,7 +66,7 @@ async def _on_invalid_query(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself raises: 404 for a path, 405 for a method, and others by their status."""
+    """Answer an error of the framework: 404 for a path, 405 for a method, others by their status."""
     assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
     if error.status_code == 404:

@@ -19,7 +19,7 @@ from artifact.manifest import GraphKind
 
 CALL = "residuum.call"  # in a request's scope: the Call
 HANDLER = TypeVar("HANDLER", bound=Callable[..., Any])
-AS_GET = {"HEAD": "GET", "OPTIONS": "GET"}  # methods that only ask
+AS_GET = {"HEAD": "GET", "OPTIONS": "GET"}  # methods that change nothing
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Policy:
 DEFAULT = Policy()
 ADMIN = Policy(access="admin")
 OPEN = Policy(access="open", limited=False)
-# Asked for every few seconds by whoever watches the server.
+# For monitoring, which calls them every few seconds.
 WATCHED = Policy(access="open", limited=False, logged=False)
 
 

@@ -22,7 +22,7 @@ NUM_ARENAS = 2  # the default is eight a core; an arena cannot use what was free
 
 
 def give_back() -> bool:
-    """Make the settings; return False where the C library is not glibc."""
+    """Apply the settings; return False if the C library is not glibc."""
     if sys.platform != "linux":
         return False
     try:

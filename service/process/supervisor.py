@@ -54,7 +54,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     """Serve with `settings.workers` processes until SIGTERM or SIGINT; a second signal ends them at once.
 
     Raises:
-        SettingsError, LoadError: as of a server with a single process.
+        SettingsError, LoadError: see `serve`.
     """
     with TemporaryDirectory(prefix="residuum-") as directory:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory  # the workers' metrics
@@ -76,7 +76,7 @@ class Phase(Enum):
 
 
 class Supervisor:
-    """Keeps the workers running, in an event loop of its own that is never busy for long."""
+    """Keeps the workers running, in an event loop that is never busy for long."""
 
     def __init__(self, settings: Settings, listener: socket.socket, directory: str) -> None:
         self.failure: Exception | None = None

@@ -1,4 +1,4 @@
-"""What runs in one of several processes that serve a port; supervisor.py starts and replaces them."""
+"""The process of one worker; supervisor.py starts and replaces workers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Place:
     """The place of a worker among the workers of its server.
 
     Args:
-        number, counts: as of Entrance.
-        connection, changes: as of Fleet.
+        number, counts: see Entrance.
+        connection, changes: see Fleet.
         others_serve: whether another worker is ready. This one then listens only when it is ready too; else
             it listens at once, to answer that it is not ready.
     """

@@ -20,7 +20,7 @@ from service.telemetry.metrics import Metrics
 
 
 class Answer(Protocol):
-    """Something that the cache can keep."""
+    """What the cache stores: any object with a size in bytes."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -29,7 +29,7 @@ class Answer(Protocol):
 T = TypeVar("T", bound=Answer)
 
 CACHE_HIT = "residuum; hit"  # the value of Cache-Status (RFC 9211)
-ENTRY_BYTES = 512  # about what an entry takes beside its answer
+ENTRY_BYTES = 512  # memory of an entry besides its answer, about
 INLINE_BYTES = 2**20  # more are hashed on another thread: hashing a megabyte takes a millisecond
 
 
@@ -80,7 +80,7 @@ class AnswerCache:
             return answer, True
 
     def clear(self) -> None:
-        """Forget all answers, also those that are being made: an engine may have been wrong."""
+        """Forget all answers, finished or not, because an engine may have been wrong."""
         self._kept.clear()
         self._making.clear()
 

@@ -77,7 +77,7 @@ class Changes:
             await self._fleet.catch_up(self._make)
 
     async def follow(self) -> None:
-        """Make every change that a worker of the fleet submits, until cancelled."""
+        """Make every change that any worker submits, until cancelled."""
         if self._fleet is not None:
             await self._fleet.follow(self._make)
 

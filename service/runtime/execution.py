@@ -30,7 +30,7 @@ logger = logging.getLogger("residuum")
 
 @dataclass(frozen=True)
 class Ran:
-    """What came out for each image of a request, in order."""
+    """The preprocessed images of a request and the graph's results, in order."""
 
     images: list[Preprocessed]
     results: list[Result]
@@ -79,7 +79,7 @@ class Execution:
         return time.monotonic() + min(timeout_ms or self._timeout_ms, self._timeout_ms) / 1000
 
     def seconds_until_free(self) -> float:
-        """Return after how many seconds everything that was admitted should be done, on every device."""
+        """Return in how many seconds all admitted work should be done, on every device."""
         now = time.monotonic()
         schedulers = self._models.devices.schedulers
         return max((scheduler.seconds_until_free(now) for scheduler in schedulers), default=0.0)
@@ -149,7 +149,7 @@ class Execution:
 
     @contextmanager
     def _suspecting(self, graph: LoadedGraph) -> Iterator[None]:
-        """Have a graph checked on which a batch failed."""
+        """Report a graph for checking if a batch fails on it."""
         try:
             yield
         except BatchFailed as error:

@@ -40,7 +40,7 @@ from service.telemetry.metrics import ServerState as State
 logger = logging.getLogger("residuum")
 
 
-# A state that a server has entered -> those that may follow. UNHEALTHY is never entered: it is derived.
+# The states that may follow each entered state. UNHEALTHY is derived, and never entered.
 NEXT = {
     State.LOADING: {State.READY, State.FAILED, State.DRAINING},
     State.READY: {State.DRAINING},
@@ -90,19 +90,19 @@ class Serving:
 
     @property
     def state(self) -> State:
-        """The state that was entered last, or UNHEALTHY: ready but for a broken graph or without a model."""
+        """The state entered last; UNHEALTHY instead of READY if a graph is broken or no model is loaded."""
         if self._entered is State.READY and (self.broken or not any(self.models)):
             return State.UNHEALTHY
         return self._entered
 
     @property
     def is_draining(self) -> bool:
-        """Whether `state` is DRAINING; every request asks, so nothing else is looked at."""
+        """Whether `state` is DRAINING. Every request asks this, so it looks at nothing else."""
         return self._entered is State.DRAINING
 
     @property
     def broken(self) -> dict[str, str]:
-        """`model graph` -> why it cannot serve now."""
+        """Why graphs cannot serve now, by `model graph`."""
         return self._monitor.broken
 
     async def load(self) -> None:
@@ -143,7 +143,7 @@ class Serving:
         self._keep_running(self.changes.follow())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` until the server drains; log an error that ends it, since nobody awaits it."""
+        """Run `work` until the server drains; log an error that ends it, since no caller awaits it."""
 
         def log_failure(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -154,12 +154,12 @@ class Serving:
         self._tasks.append(task)
 
     def _graphs_changed(self) -> None:
-        """A graph broke or was rebuilt: answers that are kept may be wrong."""
+        """Clear the cache after a graph broke or was rebuilt, because kept answers may be wrong."""
         self.cache.clear()
         self._tell_state()
 
     def _enter(self, state: State) -> None:
-        """Enter a state if it follows the present one; a server that drains stays so."""
+        """Enter a state if it may follow the current one; a server that drains stays in that state."""
         if state in NEXT[self._entered]:
             self._entered = state
             self._tell_state()

@@ -81,17 +81,17 @@ class LoadedGraph:
 
     @property
     def engine(self) -> EngineInfo:
-        """The engine that runs it at load."""
+        """The engine that runs the graph at load."""
         return self._opened.engines[-1].info
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """The engine at load, after the one for an entry that comes alone if that is another one."""
+        """The engine for an entry that comes alone, if there is a separate one, then the engine at load."""
         return self._opened.engines
 
     @property
     def instances(self) -> int:
-        """How many of its batches run at once."""
+        """The number of its batches that run at the same time."""
         return self.engine.instances
 
     @property
@@ -179,12 +179,12 @@ class LoadedModel:
 
     @property
     def precision(self) -> Precision:
-        """That of the classify graph."""
+        """The precision of the classify graph."""
         return self.graphs["classify"].precision
 
     @property
     def engine(self) -> EngineInfo:
-        """That of the classify graph."""
+        """The engine of the classify graph."""
         return self.graphs["classify"].engine
 
     @property
@@ -193,7 +193,7 @@ class LoadedModel:
 
     @property
     def introspect(self) -> Batcher | None:
-        """None if the artifact has no introspect graph."""
+        """The batcher of the introspect graph; None if the artifact has no such graph."""
         graph = self.graphs.get("introspect")
         return graph.batcher if graph else None
 

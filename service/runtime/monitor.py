@@ -52,7 +52,7 @@ class Monitor:
 
     @property
     def broken(self) -> dict[str, str]:
-        """`model graph` -> what is wrong, of the graphs that cannot serve now."""
+        """The problems of graphs that cannot serve now, by `model graph`."""
         return {
             f"{model.name} {graph.kind}": problem
             for model, graph in self._models.graphs()
@@ -111,7 +111,7 @@ class Monitor:
             self._break(model, graph, problem)
 
     def _break(self, model: LoadedModel, graph: LoadedGraph, problem: str) -> None:
-        """Answer nobody with this graph from now on, and rebuild it, unless that is under way."""
+        """Stop using a graph and rebuild it, unless that is already under way."""
         if graph.problem is not None:
             return
         graph.mark_broken(problem)

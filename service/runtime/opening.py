@@ -42,7 +42,7 @@ class Opened:
     open_engines: ExitStack
 
     def close(self) -> None:
-        """Close the engines; again, do nothing."""
+        """Close the engines; a second call does nothing."""
         self.open_engines.close()
 
 

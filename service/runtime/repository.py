@@ -1,9 +1,9 @@
-"""Which models a server has: loaded, leased to requests, swapped, unloaded.
+"""The models of a server: load, lease to requests, swap, unload.
 
 A request leases its model. A model that is swapped for another version or unloaded takes no new requests, and
 is closed when its last lease ends. `load_configured`, `load`, `locate`, `is_current` and `known` block, and
-run on threads of their own; every other method belongs to the thread of the event loop. This module knows no
-HTTP but the errors for an unknown name, a refused change and a server that is not ready.
+run on other threads; every other method belongs to the event loop's thread. This module knows no HTTP but the
+errors for an unknown name, a refused change and a server that is not ready.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ class GraphMeter:
 
     @property
     def statistics(self) -> GraphStatistics:
-        """What was counted until now."""
+        """Return a copy of what was counted until now."""
         with self._lock:
             return replace(self._statistics, batches=dict(self._batches))
 

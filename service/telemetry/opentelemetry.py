@@ -120,7 +120,7 @@ class RequestSpan:
 
 
 class _RareWarnings(logging.Handler):
-    """Passes OpenTelemetry's warnings to our log once a minute: there is one for every batch of spans."""
+    """A log handler that passes on one warning a minute: OpenTelemetry logs one for every batch of spans."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Whether requests are traced. Without `--otlp-endpoint`, OpenTelemetry's SDK is not imported."""
+"""Make the tracer if requests are traced; without `--otlp-endpoint`, OpenTelemetry's SDK is not imported."""
 
 from __future__ import annotations
 

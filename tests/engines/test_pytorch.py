@@ -143,7 +143,7 @@ def test_errors_are_ours(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"made\.onnx has the operator Hardmax, which is not in our table"):
         TorchEngine(path, "fp32", CPU)
     path = made(tmp_path, "x = Cast <to = 1> (images) logits = Concat <axis = 1, far = 2> (x)")
-    with pytest.raises(EngineError, match=r"uses Concat in a way that we do not know: .*far"):
+    with pytest.raises(EngineError, match=r"uses Concat in an unsupported way: .*far"):
         TorchEngine(path, "fp32", CPU)
 
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_zoo(order: str | None, as_json: bool) -> None:
-    """Every architecture and what it costs, counted; `published` is held against that by a test."""
+    """Print every architecture and its cost, counted from its layers; a test compares it with `published`."""
     need("export", "torch")
     from dataclasses import asdict
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_pretrained(as_json: bool) -> None:
-    """The table of published weights, each architecture's default first and marked."""
+    """Print the published weights; each architecture's default comes first and is marked."""
     from models.pretrained import PRETRAINED, weights_of
 
     names = list(dict.fromkeys(row.architecture for row in PRETRAINED))

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # Of another server's workers, perhaps; whether this one has any, --workers says.
+    # A server started by another one may inherit this; whether this server has workers depends on --workers.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     from service.process.serve import serve as run_server
     from service.settings import Settings, load_settings

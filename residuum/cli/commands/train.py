@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N images of each split")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument(
-        "--no-resume", dest="resume", action="store_false", help="start anew in a used folder"
+        "--no-resume", dest="resume", action="store_false", help="start over in a folder that has a training"
     )
 
 

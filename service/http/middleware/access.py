@@ -19,7 +19,7 @@ from service.http.problems import refuse
 # In a request's scope: the digest of the caller's key; None where the call needs no key.
 CALLER = "residuum.caller"
 
-# In no path of ours. The expressions of routes match before a last newline, so that it would go unseen.
+# No path of ours has one. The expressions of routes would match a path with a newline at its end.
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 HOW_TO_SEND = "Send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."

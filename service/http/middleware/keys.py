@@ -75,7 +75,7 @@ class Keys:
 
 
 class KeyFile:
-    """The keys of a file, one a line.
+    """The keys in a file, one per line.
 
     The file is read again when it has changed. If it has vanished or cannot be used, the keys read before
     stay valid, and the log says so once.
@@ -134,7 +134,7 @@ def digests_of(keys: Iterable[bytes]) -> tuple[bytes, ...]:
 
 
 def _is_among(digest: bytes, digests: tuple[bytes, ...]) -> bool:
-    """Compare with all digests, so that the time does not tell which one matched."""
+    """Compare with all digests, so that the duration does not reveal a match."""
     found = False
     for other in digests:
         found |= hmac.compare_digest(digest, other)

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol v2: bodies of bytes and JSON -> what to run, and back. Knows no engine."""
+"""The Open Inference Protocol v2: read requests of JSON and bytes, write answers. It knows no engine."""

@@ -1,4 +1,4 @@
-"""POST /classify: images in, labels out."""
+"""POST /classify: take images, return labels."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class _Classified:
 
 
 def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:
-    """What was asked for; the default is cut to the number of classes."""
+    """Return the number of predictions asked for; the default is cut to the number of classes."""
     default = "top_k" not in query.model_fields_set
     try:
         return allowed_top_k(query.top_k, model.manifest, default=default)

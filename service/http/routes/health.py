@@ -1,4 +1,4 @@
-"""GET /health/live and /health/ready, for whoever starts, stops and balances servers."""
+"""GET /health/live and /health/ready, for orchestrators and load balancers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def ready(request: Request) -> Status:
     """Ready: the models are loaded and warmed, their golden checks pass, and the server is not draining."""
     serving = serving_of(request)
     if serving.state != "ready":
-        # Only which graphs: anybody may ask, and the reason, in the log, may be an engine's own words.
+        # Name the graphs only: anybody may call this, and a reason, which is in the log, may quote an engine.
         broken = ": " + ", ".join(serving.broken) if serving.broken else ""
         raise NotReady(f"The server is {serving.state}{broken}.")
     return Status(status="ready")

@@ -1,4 +1,4 @@
-"""POST /introspect: one image in; what every residual block did comes out, as JSON, NPZ, PNG or ZIP."""
+"""POST /introspect: take one image, return what every residual block did, as JSON, NPZ, PNG or ZIP."""
 
 from __future__ import annotations
 

@@ -36,7 +36,9 @@ async def page(request: Request) -> Response:
 @router.get("/static/{path:path}")
 @follows(PAGE)
 async def static(path: str, request: Request) -> Response:
-    """A route and no mount, so that it allows GET alone and has one name in the metrics."""
+    """Serve a file. This is a route, not a mount, so that it allows GET only and has one name in the
+    metrics.
+    """
     return _quantities(request) if path == "quantities.json" else await _file(path, request)
 
 
