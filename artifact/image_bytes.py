@@ -18,7 +18,7 @@ from artifact.errors import ResiduumError
 # of empty segments, a TIFF of five million strips) or 20 minutes (a JPEG of empty scans).
 MAX_PARTS = 65_536  # JPEG segments before the first scan, PNG chunks, TIFF tags
 MAX_STRIPS = 65_536
-MAX_SIDE = 1_000_000  # each row takes memory of its own, and no photograph is larger
+MAX_SIDE = 1_000_000  # Pillow allocates memory for each row; no photograph is larger
 
 _SIGNATURES = {
     "jpeg": re.compile(rb"\xff\xd8\xff"),

@@ -57,7 +57,7 @@ def allowed_top_k(top_k: int, manifest: Manifest, *, default: bool = False) -> i
     """Return how many predictions to make: `top_k`, or if it is a `default`, at most as many as classes.
 
     Raises:
-        TopKError: the number was asked for, and the model does not have so many classes.
+        TopKError: the number was asked for, and the model has fewer classes.
     """
     if not default and not 1 <= top_k <= manifest.num_classes:
         raise TopKError(f"{manifest.name} has {manifest.num_classes} classes")

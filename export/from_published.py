@@ -60,7 +60,7 @@ def fetch(row: Pretrained, access: Access, say: Say) -> Found:
             preprocessing = _read_config(row, config.path)
     weights = _first_file(row, access)
     if not weights.verified:
-        say(f"no SHA-256 is published for {weights.url}: what came is {weights.sha256}")
+        say(f"no SHA-256 is published for {weights.url}: the file's SHA-256 is {weights.sha256}")
     return Found(weights.path, weights.url, weights.sha256, preprocessing, row, _discard(weights))
 
 

@@ -75,7 +75,7 @@ def discarded_if_bad(discard: Callable[[], None] | None) -> Iterator[None]:
             raise
         discard()
         raise SourceError(
-            f"{error}; it was removed from the cache, and the next run fetches it anew"
+            f"{error}; it was removed from the cache, and the next run fetches it again"
         ) from error
 
 

@@ -61,10 +61,10 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 # An int8 graph against itself at another batch size: sums in another order change how ties round.
 BATCH_TOLERANCE = 2e-2
-# An engine against an int8 file's own arithmetic: twice as far as quantisation itself moved the
-# logits, between these. Kernels that do not overflow were off by 0.9 % on the embedded model, those that do
-# (full-range weights without VNNI) by 4.6 %; a random ResNet-50 makes more of each rounding: 2.8 %, of 2.6 %
-# that quantisation moved.
+# An engine against an int8 file's own arithmetic: twice the distance by which quantisation moved the logits,
+# between these limits. Kernels that do not overflow were off by 0.9 % on the embedded model, those that do
+# (full-range weights without VNNI) by 4.6 %. A random ResNet-50 amplifies each rounding: 2.8 %, where
+# quantisation moved the logits by 2.6 %.
 GOLDEN_INT8 = (2.5e-2, 4e-2)
 
 

@@ -12,12 +12,12 @@ LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those
 
 
 def significant(value: float | np.floating[Any], digits: int = DIGITS) -> float:
-    """Return the number of so many significant digits that is nearest to `value`."""
+    """Return the nearest number with `digits` significant digits."""
     return float(f"{value:.{digits}g}")
 
 
 def significant_above(value: float, digits: int) -> float:
-    """Return the smallest number of so many digits that is not below `value`, which is 0 or more."""
+    """Return the smallest number with `digits` significant digits that is not below `value` >= 0."""
     if value == 0:
         return 0.0
     rounded = significant(value, digits)

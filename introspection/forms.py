@@ -93,7 +93,7 @@ def to_png(seen: Seen, question: Question) -> Steps[bytes]:
     """Draw a contact sheet, or the picture of a block if only one is asked for.
 
     Raises:
-        ParameterError: as of `sheet_quantities`.
+        ParameterError: see `sheet_quantities`.
     """
     if len(question.blocks) == 1:
         return (yield from block_picture(seen, question, question.blocks[0]))
@@ -104,7 +104,7 @@ def to_zip(seen: Seen, question: Question) -> Steps[bytes]:
     """Write `introspection.json` (maps without data), `.npz`, `sheet.png`, and `blocks/NAME.png`.
 
     Raises:
-        ParameterError: as of `sheet_quantities`, or there are too many blocks.
+        ParameterError: see `sheet_quantities`, or there are too many blocks.
     """
     _check_pictures(question)
     document, arrays = with_arrays(seen, question)

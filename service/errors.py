@@ -1,7 +1,7 @@
 """What can go wrong with a request.
 
     ResiduumError
-    ├── MalformedRequest           what came is not HTTP as it should be
+    ├── MalformedRequest           the bytes received are not valid HTTP
     ├── MalformedMultipart
     ├── InvalidInference           an inference request of the Open Inference Protocol that makes no sense
     ├── Unauthorized

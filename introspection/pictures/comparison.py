@@ -62,7 +62,7 @@ def comparison_picture(pair: tuple[Subject, Subject], question: Question) -> byt
     """Draw both photographs and their predictions, then for every quantity two tiles a block, as PNG.
 
     Raises:
-        ParameterError: as of `compared_maps`.
+        ParameterError: see `compared_maps`.
     """
     parts = [_header(pair, question)]
     for quantity in compared_maps(question, pair[0].seen.manifest):

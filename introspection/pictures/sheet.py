@@ -58,7 +58,7 @@ def contact_sheet(seen: Seen, question: Question) -> Steps[bytes]:
     """Draw photograph and predictions, then for every quantity one tile a block, as PNG; each tile is a step.
 
     Raises:
-        ParameterError: as of `sheet_quantities`.
+        ParameterError: see `sheet_quantities`.
     """
     parts = [_header(seen, question)]
     for quantity in sheet_quantities(question, seen.manifest):

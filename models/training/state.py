@@ -78,7 +78,7 @@ class TrainingState:
             TrainingError: it belongs to another recipe or other data, or cannot be read.
         """
         path = out / STATE_FILE
-        advice = "choose another folder, or --no-resume to start anew"
+        advice = "choose another folder, or --no-resume to start over"
         now = self.recipe
         contents = dict(vars(self))
         try:

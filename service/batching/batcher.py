@@ -156,7 +156,7 @@ class Batcher:
         with self.admit(len(rows), deadline) as admission:
             return admission.submit(rows)
 
-    # --- for whoever checks, rebuilds and closes the engines
+    # --- for checking, rebuilding and closing the engines
 
     def probe(self, row: Row) -> list[Future[Result]]:
         """Run a row by itself in each of the runners, before all that waits, even if the queue is full.

@@ -88,7 +88,7 @@ async def limited(request: Request, max_bytes: int, what: str) -> AsyncIterator[
     """Yield the chunks of a body; `what` names it in the error.
 
     Raises:
-        TooManyBytes: the declared length is over `max_bytes`, or so many bytes have come.
+        TooManyBytes: the declared length, or the number of bytes received, is over `max_bytes`.
     """
     too_many = TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
     declared = request.headers.get("content-length", "")

@@ -323,7 +323,7 @@ def test_a_page_instead_of_a_file_does_not_stay(
     finally:
         sources.server.files[f"/{path}"] = good
     assert code == 2
-    assert "it was removed from the cache, and the next run fetches it anew" in err.splitlines()[-1]
+    assert "it was removed from the cache, and the next run fetches it again" in err.splitlines()[-1]
     assert not list((tmp_path / "cache").rglob(name))
     assert not list((tmp_path / "cache").rglob(f"{name}.sha256"))
 

@@ -29,7 +29,7 @@ SHAPES = [(64, 8, 6), (64, 8, 6), (300, 4, 3), (512, 2, 2)]
 
 
 def reference_scalars(F: Float64, s: Float64, variant: Variant) -> dict[str, float]:
-    """One block's scalars from its tensors [C, H, W], as INTROSPECTION.md words them."""
+    """One block's scalars from its tensors [C, H, W], as docs/introspection.md defines them."""
     u = s + F
     y = np.maximum(u, 0) if variant == "v1" else u
     centred_F = F - F.mean((1, 2), keepdims=True)

@@ -1,4 +1,4 @@
-"""Errors that nobody foresaw: a 500 with the request's id for the client, the traceback for the log."""
+"""Unexpected errors: a 500 with the request's id for the client, the traceback for the log."""
 
 from __future__ import annotations
 

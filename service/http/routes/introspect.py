@@ -158,7 +158,7 @@ def _seen(
     lesions: LesionLogits | None,
     started: float,
 ) -> Seen:
-    """Return what came of the image; `started` is when the request was read."""
+    """Return the results for the image; `started` is when the request was read."""
     [image], [result] = ran.images, ran.results
     timing_ms = {
         "decode": ran.stages.decode_ms,
