@@ -1,4 +1,4 @@
-"""Where artifacts are: the embedded one, one by its name, one by its path, all below a directory.
+"""Find artifacts on disk: the embedded one, one by name, one by path, all below a directory.
 
 This is the only module that looks for artifacts on disk.
 """

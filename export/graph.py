@@ -31,7 +31,7 @@ from models.resnet import ResNet
 
 # bfloat16 convolutions are part of ONNX since opset 22.
 OPSETS: dict[Precision, int] = {"fp32": 20, "fp16": 20, "bf16": 22}
-OPSET = OPSETS["fp32"]
+
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,

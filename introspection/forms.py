@@ -158,7 +158,7 @@ def _at_once(write: Callable[[Seen, Question], bytes]) -> Callable[[Seen, Questi
 
 @dataclass(frozen=True)
 class Form:
-    """How an answer can be written.
+    """A form of the answer.
 
     Attributes:
         suffix: of files that hold it.
@@ -181,7 +181,7 @@ class Form:
         return finish(self.steps(seen, question))
 
 
-# In the order in which a client that likes several gets them.
+# In order of preference, for a client that accepts several.
 JSON = Form(
     "json",
     "application/json",

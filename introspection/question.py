@@ -35,7 +35,7 @@ def _and(names: Iterable[str]) -> str:
 
 
 class IntrospectQuery(BaseModel):
-    """What may be asked about an image; everything has a default."""
+    """The parameters of a question about an image; all have defaults."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -96,7 +96,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked: a query resolved against one manifest.
+    """A query resolved against one manifest.
 
     Attributes:
         blocks: indices into the manifest's blocks, ascending.
@@ -214,7 +214,7 @@ def parse_quantities(text: str, manifest: Manifest) -> tuple[tuple[str, ...], tu
 
 
 def _instead(name: str, manifest: Manifest) -> str:
-    """Return a hint: what `quantities` may have in place of a wrong name."""
+    """Return a hint that lists allowed names in place of a wrong one."""
     group, dot, _ = name.partition(".")
     if dot and group in GROUPS:
         return f"Ask for {group}."

@@ -46,9 +46,7 @@ class MeanSquares:
 
     @property
     def product_scale(self) -> FloatArray:
-        """The sum that `product` is a difference of: the absolute error of `product` is the inputs'
-        relative error times this.
-        """
+        """The scale of `product`'s error: its absolute error is the inputs' relative error times this."""
         return (self.u + self.F + self.s) / 2
 
 
@@ -107,7 +105,7 @@ class Readings:
 
     @cached_property
     def slices(self) -> list[slice]:
-        """Where the positions of each block lie along P."""
+        """The slice of P that holds the positions of each block."""
         return map_slices(self.blocks)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What the colours and codes of a map stand for: its range in an image, a stage or the reference."""
+"""The scale of a map, which colours and codes refer to: of one image, of a stage, or of the reference."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Bounds = tuple[float, float]  # the values of the first and the last colour
 
 
 class Scales(NamedTuple):
-    """What the colours of a map stand for in each stage; `common` is None if every stage has its own."""
+    """The scale of a map in each stage; `common` is None if every stage has its own."""
 
     common: Bounds | None
     by_stage: dict[int, Bounds]
 
 
 def scales_of(several: Sequence[Seen], question: Question, quantity: str) -> Scales:
-    """Return what the colours of a map stand for in the stages asked for, in all of these images."""
+    """Return the scale of a map in the stages asked for, common to all of these images."""
     blocks = several[0].manifest.blocks
     stages = dict.fromkeys(blocks[index].stage for index in question.blocks)
     if question.scale == "stage" and MAPS[quantity].range is None:

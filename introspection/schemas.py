@@ -1,4 +1,4 @@
-"""What `/introspect` answers in JSON, as FastAPI documents it and tests check it.
+"""The JSON answer of `/introspect`, as FastAPI documents it and tests check it.
 
 The fields of a block come from the rows of quantities.py. document.py builds the document itself, as plain
 dicts: a hundred maps need no second validation.

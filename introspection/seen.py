@@ -1,4 +1,4 @@
-"""What came of one image: the values that the document, arrays and pictures are made of."""
+"""The results for one image, from which the document, the arrays and the pictures are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from introspection.readings import FloatArray
 
 @dataclass(frozen=True)
 class Run:
-    """Which graph ran, where, and how long: `timing_ms` by name."""
+    """The run of a graph: precision, engine, and durations in `timing_ms`, by name."""
 
     precision: Precision
     engine: str
@@ -22,7 +22,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Seen:
-    """One image, what was measured of it, and how.
+    """One image, the values that were measured for it, and the run.
 
     Attributes:
         manifest: of the artifact that looked at it.

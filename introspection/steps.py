@@ -1,7 +1,7 @@
 """Writing an answer in steps, so that the writer can stop between two of them.
 
 A writer is a generator: it yields before each part that takes time, and returns the bytes. The command line
-runs it to its end; the server stops where nobody waits for the answer any more.
+runs it to its end; the server stops it when its client has left.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is usual: where a block's scalars lie beside those of the validation images."""
+"""The usual range of each scalar over the validation images, and which scalars of an answer lie outside."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from introspection.seen import Seen
 
 
 def outside_band(seen: Seen, question: Question, index: int) -> dict[str, str] | None:
-    """Return the scalars asked for that few validation images have as low, or as high, in this block."""
+    """Return the scalars asked for whose value is lower or higher than in most validation images, in this
+    block.
+    """
     if seen.manifest.reference is None:
         return None
     outside = {}
@@ -25,7 +27,7 @@ def outside_band(seen: Seen, question: Question, index: int) -> dict[str, str] |
 def usual_band(seen: Seen, name: str, index: int) -> tuple[float, float] | None:
     """Return the 5th and 95th percentile of a block's scalar over the validation images.
 
-    None where that was not measured, or is about another class than this answer.
+    Return None if that was not measured, or is about another class than this answer.
     """
     reference, values = seen.manifest.reference, seen.values
     bands = reference.scalars.get(name) if reference else None

@@ -31,6 +31,7 @@ from introspection.pictures.parts import (
     chosen_maps,
     draw_color_bar,
     draw_predictions,
+    kind_of,
     notes,
     png,
     stacked,
@@ -112,7 +113,7 @@ def _header(seen: Seen, question: Question, index: int) -> Image.Image:
 def _description(manifest: Manifest, block: Block) -> str:
     channels, height, width = block.shape
     sees = block.receptive_field.size
-    kind = "no shortcut" if block.shortcut == "none" else f"{block.shortcut} shortcut"
+    kind = kind_of(block, " shortcut")
     pixel = "pixel" if block.stride == 1 else "pixels"
     return (
         f"{kind} · output = {OUTPUTS[manifest.variant]} · {channels} channels of {height} x {width} cells: "

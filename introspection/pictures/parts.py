@@ -165,9 +165,9 @@ def number_of(values: Values, quantity: str, index: int) -> str:
     return f"{row.word} {value:{number_format(quantity)}}" if np.isfinite(value) else f"{row.word}: none"
 
 
-def kind_of(block: Block) -> str:
-    """Return the kind of a block's shortcut, in words."""
-    return "no shortcut" if block.shortcut == "none" else block.shortcut
+def kind_of(block: Block, noun: str = "") -> str:
+    """Return the kind of a block's shortcut, followed by `noun`; "no shortcut" for a block without one."""
+    return "no shortcut" if block.shortcut == "none" else f"{block.shortcut}{noun}"
 
 
 def decomposition_text(parts: Mapping[str, float]) -> str:

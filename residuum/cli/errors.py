@@ -1,4 +1,4 @@
-"""What a command tells the user: errors that are theirs to mend, and packages that are missing."""
+"""The errors of commands: those that the user can correct, and missing packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from artifact.errors import ResiduumError
 
 
 class CommandError(ResiduumError):
-    """What was asked cannot be done; the message says why."""
+    """A command cannot do what was asked; the message says why."""
 
 
 def in_words(error: ResiduumError) -> str:

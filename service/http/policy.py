@@ -24,15 +24,15 @@ AS_GET = {"HEAD": "GET", "OPTIONS": "GET"}  # methods that change nothing
 
 @dataclass(frozen=True)
 class Policy:
-    """How a call is treated; the defaults are the strictest that an ordinary caller can meet.
+    """The treatment of a call; the defaults are the strictest that an ordinary caller can meet.
 
     Args:
         access: who may call: "open": anybody, and also while the server drains; "key": who has an API key,
             where keys are set; "admin": who has an admin key.
         limited: the call counts against the rate limit.
         logged: a success has a line in the access log; a failure always has one.
-        runs: the graphs of which the call runs one. It is refused before its body is read while all of
-            these graphs are full.
+        runs: the graphs of which the call runs one. It is refused before its body is read while all of these
+            graphs are full.
         cached: the answer may be in the cache, so that a full queue is no reason to refuse.
         browser: which Content-Security-Policy the answer has.
     """

@@ -25,7 +25,7 @@ CLOSE = {"Connection": "close"}  # what the client still sends is not read
 
 
 class Row(NamedTuple):
-    """What an error becomes.
+    """Status, code and words of an error.
 
     `detail` is said in place of the error's own words, which are for the log; `oip_status` is the status
     under /v2 where it is another one.

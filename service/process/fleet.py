@@ -22,7 +22,7 @@ logger = logging.getLogger("residuum")
 
 
 class Fleet:
-    """What a worker knows of the others.
+    """The other workers, as one worker sees them.
 
     Args:
         connection: the socket to the supervisor.

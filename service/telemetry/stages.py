@@ -1,4 +1,4 @@
-"""How long the stages of a request took, and the header `Server-Timing` (W3C) that tells the client.
+"""The durations of a request's stages, and the header `Server-Timing` (W3C) that tells them to the client.
 
 A route puts a `Stages` into `request.state.stages`, which the middleware that logs requests reads.
 """
