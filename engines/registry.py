@@ -82,7 +82,7 @@ ENGINES: dict[EngineName, EngineRow] = {
         ),
         EngineRow(
             name="torch",
-            module="engines.pytorch",
+            module="engines.pytorch.engine",
             factory="TorchEngine",
             distributions=("torch",),
             install=".[torch]",

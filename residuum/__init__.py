@@ -7,9 +7,6 @@ def __getattr__(name: str) -> str:
     """Return `__version__`, which is looked up only when asked for: that takes longer than this import."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import PackageNotFoundError, version
+    from artifact.version import installed_version
 
-    try:
-        return version("residuum")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "0"
+    return installed_version()

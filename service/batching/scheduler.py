@@ -30,7 +30,7 @@ MAX_OVERTAKEN = 16
 class Job:
     """Work that takes `slots` of a device until about `until`; times are those of `time.monotonic()`."""
 
-    source: Source
+    source: JobSource
     slots: int
     until: float
     run: Callable[[], None]
@@ -39,7 +39,7 @@ class Job:
     abandoned: bool = False
 
 
-class Source(Protocol):
+class JobSource(Protocol):
     """Something that has jobs, such as a batcher; its methods are called with the scheduler's lock held."""
 
     @property
@@ -79,7 +79,7 @@ class Scheduler:
         self.changed = threading.Condition()
         self._name = name
         self._free = slots
-        self._sources: list[Source] = []
+        self._sources: list[JobSource] = []
         self._overtaking = 0  # jobs in a row that began while a source of lower priority waited
         self._running: list[Job] = []
         self._closing = False
@@ -87,11 +87,11 @@ class Scheduler:
         for _ in range(slots):
             self._start_thread()
 
-    def add(self, source: Source) -> None:
+    def add(self, source: JobSource) -> None:
         with self.changed:
             self._sources.append(source)
 
-    def remove(self, source: Source) -> None:
+    def remove(self, source: JobSource) -> None:
         """Take no more jobs from a source; a job that runs goes on."""
         with self.changed:
             self._sources.remove(source)
@@ -178,7 +178,7 @@ class Scheduler:
                 return job, None
         return None, pause
 
-    def _by_urgency(self) -> list[Source]:
+    def _by_urgency(self) -> list[JobSource]:
         """Return the sources in which something waits: by priority, then the longest waiting.
 
         After MAX_OVERTAKEN jobs the lowest priority goes first, for one job only: several sources that were
@@ -191,6 +191,6 @@ class Scheduler:
         waiting.sort(key=lambda item: (sign * item[1].priority, item[0]))
         return [source for _, source in waiting]
 
-    def _count_overtaken(self, chosen: Source) -> None:
+    def _count_overtaken(self, chosen: JobSource) -> None:
         overtakes = any(s.priority > chosen.priority and s.waiting_since() is not None for s in self._sources)
         self._overtaking = self._overtaking + 1 if overtakes else 0

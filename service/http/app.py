@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
 
 from fastapi import APIRouter, FastAPI
@@ -15,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Mount, Route
 
+from artifact.version import installed_version
 from service.http import routes
 from service.http.error_handlers import add_error_handlers
 from service.http.middleware.access import RequireKey
@@ -115,10 +115,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(serving.close, LAST_BATCH_S)
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.close)
-
-
-def installed_version() -> str:
-    try:
-        return version("residuum")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"

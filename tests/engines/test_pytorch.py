@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from artifact.manifest import GraphKind, Precision, Preprocessing, read_manifest
 from engines.engine import EngineError, EngineOptions, EngineUnavailable
 from engines.onnxruntime import OnnxRuntimeEngine
-from engines.pytorch import TorchEngine
+from engines.pytorch.engine import TorchEngine
 from engines.registry import open_engine
 from export.graph import cut_introspect, export_graph
 from models.resnet import build
@@ -196,7 +196,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from engines.engine import EngineOptions, EngineUnavailable
-from engines.pytorch import TorchEngine
+from engines.pytorch.engine import TorchEngine
 graph, cache = Path(sys.argv[1]), Path(sys.argv[2])
 try:
     engine = TorchEngine(graph, "fp32", EngineOptions("cpu", "compile", 2, (2,), cache, instances=2))
@@ -280,7 +280,7 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from engines.engine import EngineError, EngineOptions
-from engines.pytorch import TorchEngine
+from engines.pytorch.engine import TorchEngine
 engine = TorchEngine(Path(sys.argv[1]), "fp32", EngineOptions("cuda", batch_sizes=(1,)))
 torch._assert_async(torch.zeros(1, device="cuda"))
 for size in (1, 2, 1):
