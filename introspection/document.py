@@ -14,7 +14,7 @@ from artifact.postprocess import softmax, top_predictions
 from introspection.attribution import Decomposition
 from introspection.digits import LOGIT_DIGITS, json_number
 from introspection.encoding import MapEncoding, encode_map
-from introspection.quantities import GROUPS, reasons_absent, why_absent
+from introspection.quantities import GROUPS, reasons_absent
 from introspection.quantity import Group, Member
 from introspection.question import Question
 from introspection.scales import ranges_of_blocks
@@ -122,8 +122,9 @@ def _block(
     encoding: MapEncoding,
 ) -> dict[str, Any]:
     document = _describe(seen.manifest.blocks[index])
+    absent = reasons_absent(seen.manifest)
     for name in question.groups:
-        document[name] = None if why_absent(name, seen.manifest) else _group(seen, GROUPS[name], index)
+        document[name] = None if name in absent else _group(seen, GROUPS[name], index)
     if question.complete:
         for group in GROUPS.values():
             if group.reminder:
@@ -168,16 +169,17 @@ def _group(seen: Seen, group: Group, index: int) -> Any:
         ]
     if not group.members[0].name:
         return json_number(values.scalars[group.name][index], group.digits)
-    found: dict[str, Any] = {}
-    if group.name in values.classes:
-        best = int(values.classes[group.name][index])
-        if best < 0:
-            return None
-        label = seen.manifest.labels[best].label
-        found = {"index": best, "label": label, "flipped": best != values.top1}
-    for member in group.numbers:
-        number = values.scalars[group.full_name(member)][index]
-        found[member.name] = json_number(number, group.digits)
+    numbers = {
+        member.name: json_number(values.scalars[group.full_name(member)][index], group.digits)
+        for member in group.numbers
+    }
+    if group.name not in values.classes:
+        return numbers
+    best = int(values.classes[group.name][index])
+    if best < 0:
+        return None
+    label = seen.manifest.labels[best].label
+    found = {"index": best, "label": label, "flipped": best != values.top1, **numbers}
     return {member.name: found[member.name] for member in group.members}
 
 

@@ -8,8 +8,9 @@ what a row holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from artifact.manifest import Manifest, Variant
@@ -583,9 +584,10 @@ def group_of(quantity: str) -> Group:
     return GROUPS[name.partition(".")[0]]
 
 
-def scalar_names(group: str) -> list[str]:
+@cache
+def scalar_names(group: str) -> tuple[str, ...]:
     """Return the names of a group's numbers, such as `rms.residual`."""
-    return [GROUPS[group].full_name(member) for member in GROUPS[group].numbers]
+    return tuple(GROUPS[group].full_name(member) for member in GROUPS[group].numbers)
 
 
 @cache
@@ -614,16 +616,21 @@ def _lacking(group: Group, variant: Variant) -> Iterator[tuple[str, str]]:
             yield group.full_name(member), member.lacking[variant]
 
 
-def reasons_absent(manifest: Manifest) -> dict[str, str]:
+def reasons_absent(manifest: Manifest) -> Mapping[str, str]:
     """Return what does not exist for an artifact, and why: groups, members (`rms.shortcut`) and maps."""
-    graph, of_variant = manifest.graph("attribute"), lacking(manifest.variant)
-    outputs = {"", *(tensor.name for tensor in graph.outputs)} if graph else {""}
+    graph = manifest.graph("attribute")
+    return _absent(manifest.variant, tuple(tensor.name for tensor in graph.outputs) if graph else ())
+
+
+@cache  # an answer asks for every group of every block
+def _absent(variant: Variant, outputs: tuple[str, ...]) -> Mapping[str, str]:
+    of_variant = lacking(variant)
     missing = [
         group.name
         for group in GROUPS.values()
-        if group.output not in outputs and group.name not in of_variant
+        if group.output not in ("", *outputs) and group.name not in of_variant
     ]
-    return dict.fromkeys(missing, NOT_EXPORTED) | of_variant
+    return MappingProxyType(dict.fromkeys(missing, NOT_EXPORTED) | of_variant)
 
 
 def why_absent(quantity: str, manifest: Manifest) -> str | None:

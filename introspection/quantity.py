@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
@@ -126,7 +127,7 @@ class Group:
         """Return the name of a member in the answer, as `rms.residual`."""
         return f"{self.name}.{member.name}" if member.name else self.name
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[Member, ...]:
         """The members that are one number for each block."""
         return () if self.ranked else tuple(member for member in self.members if member.kind is float)

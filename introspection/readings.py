@@ -39,12 +39,12 @@ class MeanSquares:
     u: FloatArray
     y: FloatArray
 
-    @property
+    @cached_property
     def product(self) -> FloatArray:
         """<F, s>, from |u|^2 = |s|^2 + 2<F, s> + |F|^2."""
         return (self.u - self.F - self.s) / 2
 
-    @property
+    @cached_property
     def product_scale(self) -> FloatArray:
         """The scale of `product`'s error: its absolute error is the inputs' relative error times this."""
         return (self.u + self.F + self.s) / 2
