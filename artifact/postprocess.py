@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Label, Manifest
@@ -17,7 +17,8 @@ class TopKError(ResiduumError):
     """More predictions are asked for than the model has classes, or none."""
 
 
-class Prediction(BaseModel):
+@dataclass(slots=True)
+class Prediction:
     """A class and how probable it is."""
 
     index: int
@@ -35,21 +36,23 @@ def softmax(logits_K: NDArray[Any]) -> NDArray[np.float64]:
 
 def top_classes(logits_K: NDArray[Any], top_k: int) -> list[int]:
     """Return the indices of the `top_k` highest logits, best first; of equal ones the lower index first."""
-    return [int(index) for index in np.argsort(-logits_K, kind="stable")[:top_k]]
+    if top_k < len(logits_K):  # sort only the candidates: of a thousand classes, five
+        least = np.partition(logits_K, -top_k)[-top_k]
+        candidates = np.flatnonzero(logits_K >= least)
+        order = np.argsort(-logits_K[candidates], kind="stable")[:top_k]
+        best: list[int] = candidates[order].tolist()
+        return best
+    whole: list[int] = np.argsort(-logits_K, kind="stable").tolist()
+    return whole
 
 
 def top_predictions(logits_K: NDArray[Any], labels: Sequence[Label], top_k: int) -> list[Prediction]:
     """Return the `top_k` classes of highest logit, in the order of `top_classes`."""
-    probabilities_K = softmax(logits_K)
+    best = top_classes(logits_K, top_k)
+    probabilities, logits = softmax(logits_K)[best].tolist(), logits_K[best].tolist()
     return [
-        Prediction(
-            index=index,
-            label=labels[index].label,
-            wnid=labels[index].wnid,
-            probability=float(probabilities_K[index]),
-            logit=float(logits_K[index]),
-        )
-        for index in top_classes(logits_K, top_k)
+        Prediction(index, labels[index].label, labels[index].wnid, probability, logit)
+        for index, probability, logit in zip(best, probabilities, logits, strict=True)
     ]
 
 

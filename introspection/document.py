@@ -62,7 +62,9 @@ def predictions(seen: Seen, top_k: int) -> list[dict[str, Any]]:
     best = top_predictions(seen.values.logits_K, seen.manifest.labels, top_k)
     return [
         {
-            **prediction.model_dump(),
+            "index": prediction.index,
+            "label": prediction.label,
+            "wnid": prediction.wnid,
             "probability": json_number(prediction.probability, LOGIT_DIGITS),
             "logit": json_number(prediction.logit, LOGIT_DIGITS),
         }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from threading import Lock
 from types import TracebackType
 
 from artifact.preprocess import Row
 from service.batching.entries import Entry
-from service.batching.types import Result
+from service.batching.types import Closed, Result
 
 
 class Admission:
@@ -32,12 +33,17 @@ class Admission:
         self._queue = queue
         self._give_back = give_back
         self._used = False
+        self._lock = Lock()
 
     def submit(self, rows: Sequence[Row]) -> list[Future[Result]]:
-        """Queue as many rows as were admitted; raise Closed if the batcher was closed meanwhile."""
-        assert not self._used
+        """Queue as many rows as were admitted; a thread other than the one that leaves `with` may do so.
+
+        Raises:
+            Closed: the batcher was closed meanwhile, or the room was given back.
+        """
         assert len(rows) == self._num_rows
-        self._used = True
+        if not self._take():
+            raise Closed("the room for these rows was given back")
         now = time.monotonic()
         entries = [Entry(row, self._deadline, now) for row in rows]
         self._queue(entries)
@@ -49,6 +55,11 @@ class Admission:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._used:
-            self._used = True
+        if self._take():
             self._give_back(self._num_rows)
+
+    def _take(self) -> bool:
+        """Return whether the room is still there; only the first caller gets it."""
+        with self._lock:
+            was_used, self._used = self._used, True
+            return not was_used

@@ -202,7 +202,7 @@ class Batcher:
         with self._changed:
             if self._state in CLOSE:
                 self._state = CLOSE[self._state]
-                self._changed.notify_all()
+                self._tell()
                 self._changed.wait_for(
                     lambda: not self._num_running and (self._state is State.CLOSED or not self._waiting),
                     timeout_s,
@@ -267,10 +267,12 @@ class Batcher:
             raise Closed("the batcher is closed")
 
     def _tell(self) -> None:
-        """Tell the observer and every thread what waits now; called with the lock held."""
+        """Tell the observer, the scheduler and `close` what waits now; called with the lock held."""
         if self._observer is not None:
             self._observer.queue_changed(len(self._waiting))
         self._changed.notify_all()
+        if self._waiting:
+            self._scheduler.wake()
 
     def _next_runner(self, free: int, total: int) -> Runner:
         """Return a probe's own runner, the one for an entry that comes alone, or the one at load."""

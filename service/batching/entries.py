@@ -71,9 +71,10 @@ class Batch:
         """Return arrays of `size` rows: those of the entries, then zeros."""
         stacked = {}
         for name, first in self.entries[0].row.items():
-            stacked[name] = np.zeros((self.size, *first.shape), first.dtype)
+            array = stacked[name] = np.empty((self.size, *first.shape), first.dtype)
             for i, entry in enumerate(self.entries):
-                stacked[name][i] = entry.row[name]
+                array[i] = entry.row[name]
+            array[len(self.entries) :] = 0
         return stacked
 
 

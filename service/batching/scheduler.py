@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
+from engines.machine import name_this_thread
+
 logger = logging.getLogger("residuum")
 
 # Jobs in a row that may overtake what waits at lower priority. Then one job of the lowest priority has its
@@ -71,12 +73,15 @@ class JobSource(Protocol):
 class Scheduler:
     """`slots` threads, and the sources whose jobs they run.
 
-    `changed` is the lock of the scheduler and of all its sources; every change notifies it.
+    `changed` is the lock of the scheduler and of all its sources. It is notified when a job ends; `wake`
+    tells a thread that there may be a job.
     """
 
     def __init__(self, name: str, slots: int) -> None:
         self.slots = slots
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        self._idle = threading.Condition(lock)  # the threads that wait for a job
         self._name = name
         self._free = slots
         self._sources: list[JobSource] = []
@@ -95,6 +100,14 @@ class Scheduler:
         """Take no more jobs from a source; a job that runs goes on."""
         with self.changed:
             self._sources.remove(source)
+
+    def wake(self) -> None:
+        """Let an idle thread look for a job, unless no slot is free; called with the lock held.
+
+        One thread is enough: with a job in hand it wakes the next one.
+        """
+        if self._free:
+            self._idle.notify()
 
     def seconds_until_free(self, now: float, priority: float = inf) -> float:
         """Return the seconds until running jobs, and waiting ones of up to that priority, should be done."""
@@ -121,7 +134,7 @@ class Scheduler:
         """End the threads; a job that still runs after `timeout_s` is left alone."""
         with self.changed:
             self._closing = True
-            self.changed.notify_all()
+            self._idle.notify_all()
         end = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
@@ -132,6 +145,7 @@ class Scheduler:
         thread.start()
 
     def _work(self) -> None:
+        name_this_thread(f"run-{self._name}")
         while (job := self._wait_for_job()) is not None:
             try:
                 job.run()
@@ -154,8 +168,10 @@ class Scheduler:
                 if job is not None:
                     self._free -= job.slots
                     self._running.append(job)
+                    if any(source.waiting_since() is not None for source in self._sources):
+                        self.wake()
                     return job
-                self.changed.wait(pause)
+                self._idle.wait(pause)
             return None
 
     def _next_job(self, now: float) -> tuple[Job | None, float | None]:

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from artifact.version import installed_version
 from service.http import routes
+from service.http.direct import CallDirectly
 from service.http.error_handlers import add_error_handlers
 from service.http.middleware.access import RequireKey
 from service.http.middleware.draining import Accepted, CloseWhileDraining, RefuseWhileDraining
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
             Middleware(RequireKey, keys=Keys(settings)),
             *rate_limit(settings),
             Middleware(Shedding, serving=serving),
+            Middleware(CallDirectly),
         ],
     )
     app.state.serving = serving

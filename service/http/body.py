@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from artifact.image_bytes import ImageError
 from service.errors import (
@@ -56,7 +56,7 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     if media_type == "multipart/form-data":
         return await _read_parts(request, options.get(b"boundary"), settings)
     if media_type.startswith("image/") or media_type in ("", "application/octet-stream"):
-        chunks = timed(limited(request, settings.max_image_bytes, "An image"), settings)
+        chunks = chunks_of(request, settings, settings.max_image_bytes, "An image")
         body = b"".join([chunk async for chunk in chunks])
         if not body:
             raise ImageError("empty_body", "The body is empty.", HOW_TO_SEND)
@@ -64,42 +64,35 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     raise UnsupportedMediaType(f"A body of Content-Type {media_type} is not supported.", HOW_TO_SEND)
 
 
-async def timed(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIterator[bytes]:
-    """Yield the chunks of a body as they come, all within `settings.body_timeout`.
+async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: str) -> AsyncIterator[bytes]:
+    """Yield the chunks of a body as they come, all within `settings.body_timeout`; `what` names it in errors.
 
     Raises:
+        TooManyBytes: the declared length, or the number of bytes received, is over `max_bytes`.
         RequestTimeout: the chunks come too slowly; the answer closes the connection.
+        starlette.requests.ClientDisconnect: the client left while sending.
     """
+    declared = request.headers.get("content-length", "")
+    num_bytes = int(declared) if declared.isdecimal() and int(declared) > max_bytes else 0
     deadline = asyncio.get_running_loop().time() + settings.body_timeout
-    while True:
+    more = True
+    while more and num_bytes <= max_bytes:
         try:
             async with asyncio.timeout_at(deadline):
-                chunk = await anext(chunks, None)
+                message = await request.receive()
         except TimeoutError as error:
             raise RequestTimeout(
                 f"The body took longer than {settings.body_timeout:g} seconds to come."
             ) from error
-        if chunk is None:
-            return
-        yield chunk
-
-
-async def limited(request: Request, max_bytes: int, what: str) -> AsyncIterator[bytes]:
-    """Yield the chunks of a body; `what` names it in the error.
-
-    Raises:
-        TooManyBytes: the declared length, or the number of bytes received, is over `max_bytes`.
-    """
-    too_many = TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_many
-    num_bytes = 0
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise too_many
-        yield chunk
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        if chunk := message.get("body"):
+            num_bytes += len(chunk)
+            if num_bytes <= max_bytes:
+                yield chunk
+    if num_bytes > max_bytes:
+        raise TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
 
 
 async def _read_parts(request: Request, boundary: bytes | None, settings: Settings) -> list[bytes]:
@@ -108,8 +101,7 @@ async def _read_parts(request: Request, boundary: bytes | None, settings: Settin
     form = _Form(settings.max_images, settings.max_image_bytes)
     try:
         parser = MultipartParser(boundary, callbacks=form.callbacks())  # type: ignore[arg-type]
-        chunks = limited(request, settings.max_request_bytes, "A multipart body")
-        async for chunk in timed(chunks, settings):
+        async for chunk in chunks_of(request, settings, settings.max_request_bytes, "A multipart body"):
             parser.write(chunk)
     except FormParserError as error:
         raise MalformedMultipart(f"The multipart body cannot be read: {error}.", HOW_TO_SEND) from error

@@ -14,7 +14,7 @@ from starlette.routing import Match
 
 from artifact.errors import ParameterError, ResiduumError
 from service.errors import NotFound
-from service.http.problems import TABLE, Problem, problem_of
+from service.http.problems import TABLE, Problem, problem_of, row_of
 from service.http.schemas import ProblemDocument
 
 
@@ -40,6 +40,17 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_query)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+async def answer_to(error: Exception, request: Request) -> Response:
+    """Return the answer to an error of a handler that the framework does not call; raise what is a bug."""
+    if isinstance(error, RequestValidationError):
+        return await _on_invalid_query(request, error)
+    if isinstance(error, ClientDisconnect):
+        return await _on_disconnect(request, error)
+    if isinstance(error, ResiduumError) and row_of(type(error)) is not None:
+        return await _on_error(request, error)
+    raise error
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -35,6 +35,7 @@ class Policy:
             graphs are full.
         cached: the answer may be in the cache, so that a full queue is no reason to refuse.
         browser: which Content-Security-Policy the answer has.
+        direct: the handler is called without the framework; direct.py says what it must look like.
     """
 
     access: Literal["open", "key", "admin"] = "key"
@@ -43,6 +44,7 @@ class Policy:
     runs: tuple[GraphKind, ...] = ()
     cached: bool = False
     browser: Literal["api", "docs", "page"] = "api"
+    direct: bool = False
 
 
 DEFAULT = Policy()

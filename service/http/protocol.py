@@ -22,6 +22,7 @@ from service.errors import HeadTooLarge, MalformedRequest, RequestTimeout
 from service.http.middleware.lingering_close import LINGER_S
 from service.http.middleware.security import api_headers
 from service.http.problems import Problem, problem_of
+from service.http.waiting import CLIENT, Client
 from service.settings import Settings
 
 logger = logging.getLogger("residuum")
@@ -71,6 +72,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._running is not None and self._is_answering():  # uvicorn tells only the newest
             self._running.disconnected = True
             self._running.message_event.set()
+            _client_of(self._running).leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,6 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[CLIENT] = Client()  # type: ignore[literal-required]
         self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -194,6 +197,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._is_answering():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            _client_of(self.cycle).leave()
         if not (self._is_answering() and self.cycle.response_started):
             self.transport.write(self._answer(problem))
         self._close_gently()
@@ -221,6 +225,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _client_of(cycle: RequestResponseCycle) -> Client:
+    client: Client = cycle.scope[CLIENT]  # type: ignore[literal-required]
+    return client
 
 
 def _head_too_large() -> HeadTooLarge:

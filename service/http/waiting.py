@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,11 +15,43 @@ from service.runtime.lifecycle import Serving
 
 T = TypeVar("T")
 
+CLIENT = "residuum.client"  # in a request's scope: the Client, if our own protocol took the request
+
 
 def serving_of(request: Request) -> Serving:
     """Return the server that a request came to."""
     serving: Serving = request.app.state.serving
     return serving
+
+
+class Client:
+    """Whether the client of a request is still there; the protocol says when it leaves."""
+
+    __slots__ = ("_when_gone", "is_gone")
+
+    def __init__(self) -> None:
+        self.is_gone = False
+        self._when_gone: Callable[[], None] = _nothing
+
+    def leave(self) -> None:
+        """Note that the client has left, and tell who waits for it."""
+        self.is_gone = True
+        self._when_gone()
+
+    @contextmanager
+    def watched(self, when_gone: Callable[[], None]) -> Iterator[None]:
+        """Call `when_gone` when the client leaves within the block; at once if it has left before."""
+        self._when_gone = when_gone
+        if self.is_gone:
+            when_gone()
+        try:
+            yield
+        finally:
+            self._when_gone = _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 async def while_client_waits(request: Request, deadline: float, work: Coroutine[Any, Any, T]) -> T:
@@ -30,24 +63,30 @@ async def while_client_waits(request: Request, deadline: float, work: Coroutine[
         ClientDisconnect: the client left.
         DeadlineExceeded: the deadline passed.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
+    client: Client | None = request.scope.get(CLIENT)
+    watcher = None
+    if client is None:  # another server than ours: only its messages tell
+        client = Client()
+        watcher = asyncio.create_task(_tell_when_gone(request, client))
+    limit = asyncio.timeout(max(0.0, deadline - time.monotonic()))
     try:
-        timeout = max(0.0, deadline - time.monotonic())
-        await asyncio.wait({task, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
+        async with limit:
+            with client.watched(lambda: limit.reschedule(0)):
+                return await work
+    except TimeoutError as error:
+        if not limit.expired():  # the work's own
+            raise
+        if client.is_gone:
             serving_of(request).metrics.cancelled()
-            raise ClientDisconnect
+            raise ClientDisconnect from error
         wait_s = serving_of(request).execution.seconds_until_free()
-        raise DeadlineExceeded("The request's deadline has passed.", wait_s)
+        raise DeadlineExceeded("The request's deadline has passed.", wait_s) from error
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        if watcher is not None:
+            watcher.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def _tell_when_gone(request: Request, client: Client) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    client.leave()

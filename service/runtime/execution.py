@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from artifact.manifest import GraphKind
 from artifact.preprocess import Preprocessed, Row
 from service.batching.admission import Admission
-from service.batching.types import BatchFailed, Result
+from service.batching.types import BatchFailed, DeadlineMissed, Result
 from service.errors import NotFound
 from service.runtime.decoding import DecodePool
+from service.runtime.mailbox import Gathering, Mailbox, results_of
 from service.runtime.model import LoadedGraph, LoadedModel
 from service.runtime.repository import Repository
 from service.telemetry.stages import Stages
@@ -70,6 +72,7 @@ class Execution:
         self._decoders = decoders
         self._suspect = suspect
         self._timeout_ms = timeout_ms
+        self._latest_mailbox: Mailbox | None = None
 
     def deadline(self, timeout_ms: int | None) -> float:
         """Return when a request that starts now must be answered, in `time.monotonic()`.
@@ -119,17 +122,30 @@ class Execution:
         """
         graph = graph_of(model, kind)
         started = time.monotonic()
-        with self._suspecting(graph):
-            decoded_in_s = self._decoders.seconds_for(len(images))
-            with graph.batcher.admit(len(images), deadline, decoded_in_s) as admission:
-                spec = model.manifest.preprocessing
-                photographs = await self._decoders.preprocess(images, spec, keep_original)
-                decode_s = time.monotonic() - started
-                for _ in photographs:
-                    graph.meter.decoded(decode_s / len(photographs))
-                rows = [{"images": photograph.pixels, **(inputs or {})} for photograph in photographs]
-                results = await _results(admission, rows)
-        return Ran(photographs, results, stages_of(results, decode_s * 1000))
+        with (
+            self._suspecting(graph),
+            graph.batcher.admit(len(images), deadline, self._decoders.seconds_for(len(images))) as admission,
+        ):
+            decoding = self._decoders.preprocess(
+                images,
+                model.manifest.preprocessing,
+                keep_original=keep_original,
+                deadline=deadline,
+                late=lambda: DeadlineMissed(self.seconds_until_free()),
+            )
+            passage = _Passage(self._mailbox(), admission, started, inputs or {})
+            decoding.add_done_callback(passage.run)
+            try:
+                await passage.gathering.waiter
+            finally:
+                decoding.cancel()
+                for future in passage.futures:  # their places in the queue
+                    future.cancel()
+        photographs = decoding.result()
+        for _ in photographs:
+            graph.meter.decoded(passage.decode_s / len(photographs))
+        results = [future.result() for future in passage.futures]
+        return Ran(photographs, results, stages_of(results, passage.decode_s * 1000))
 
     async def run_rows(
         self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
@@ -137,7 +153,7 @@ class Execution:
         """Run every row through a graph of the model, in order; raise as `run_images` but for images."""
         graph = graph_of(model, kind)
         with self._suspecting(graph), graph.batcher.admit(len(rows), deadline) as admission:
-            return await _results(admission, rows)
+            return await results_of(admission.submit(rows), self._mailbox())
 
     async def run_logits(
         self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
@@ -145,7 +161,14 @@ class Execution:
         """Run rows as `run_rows` does, and keep only the logits of what comes out."""
         graph = graph_of(model, kind)
         with self._suspecting(graph), graph.batcher.admit(len(rows), deadline) as admission:
-            return await _logits(admission, rows)
+            return await _logits(admission, rows, self._mailbox())
+
+    def _mailbox(self) -> Mailbox:
+        """Return the mailbox of the event loop that runs the caller."""
+        loop = asyncio.get_running_loop()
+        if self._latest_mailbox is None or self._latest_mailbox.loop is not loop:
+            self._latest_mailbox = Mailbox(loop)
+        return self._latest_mailbox
 
     @contextmanager
     def _suspecting(self, graph: LoadedGraph) -> Iterator[None]:
@@ -158,22 +181,44 @@ class Execution:
             raise
 
 
-async def _results(admission: Admission, rows: Sequence[Row]) -> list[Result]:
-    futures: list[Future[Result]] = []
-    try:
-        futures = admission.submit(rows)
-        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-    finally:
-        for future in futures:  # if one failed, the others give their places in the queue back
-            future.cancel()
+class _Passage:
+    """Images of one request on their way from the decode pool to the batcher's queue, past the event loop."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        admission: Admission,
+        started: float,
+        inputs: Mapping[str, NDArray[Any]],
+    ) -> None:
+        self.gathering = Gathering(mailbox)
+        self.futures: list[Future[Result]] = []
+        self.decode_s = 0.0
+        self._mailbox = mailbox
+        self._admission = admission
+        self._started = started
+        self._inputs = inputs
+
+    def run(self, decoding: Future[list[Preprocessed]]) -> None:
+        """Queue the rows of the images, on the thread that decoded the last one."""
+        if decoding.cancelled():
+            return
+        self.decode_s = time.monotonic() - self._started
+        try:
+            rows = [{"images": photograph.pixels, **self._inputs} for photograph in decoding.result()]
+            self.futures = self._admission.submit(rows)
+        except Exception as error:
+            self._mailbox.post(partial(self.gathering.fail, error))
+        else:
+            self.gathering.expect(self.futures)
 
 
-async def _logits(admission: Admission, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+async def _logits(admission: Admission, rows: Sequence[Row], mailbox: Mailbox) -> list[NDArray[np.float32]]:
     futures = deque(admission.submit(rows))
     found = []
     try:
         while futures:  # a future holds all outputs of its row, so each is dropped as soon as it is read
-            found.append((await asyncio.wrap_future(futures[0])).outputs["logits"].copy())
+            found.append((await results_of([futures[0]], mailbox))[0].outputs["logits"].copy())
             futures.popleft()
         return found
     finally:

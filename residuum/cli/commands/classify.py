@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             (future,) = model.classify.submit([{"images": image.pixels}])
             best = top_predictions(future.result().outputs["logits"], model.manifest.labels, args.top_k)
             about = {"format": image.format, "width": image.width, "height": image.height}
-            predictions = [prediction.model_dump() for prediction in best]
+            predictions = [asdict(prediction) for prediction in best]
             results.append({"file": str(path), "predictions": predictions, "image": about})
             if not args.json:
                 print(f"{path} ({image.format}, {image.width} x {image.height})")

@@ -54,7 +54,7 @@ class Shedding:
         try:
             self._check_any(model, call.policy.runs, deadline)
         except Unavailable:
-            scope["route"] = call.route  # as the framework would have it, for metrics and logs
+            scope["route"] = call.route  # for metrics and logs
             scope["state"]["model"] = model.name
             raise
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 
 from service.errors import InvalidInference, TooManyBytes, UnsupportedMediaType
-from service.http.body import limited, timed
+from service.http.body import chunks_of
 from service.http.oip.response import WINDOW_BITS
 from service.settings import Settings
 
@@ -25,7 +25,7 @@ async def read_body(request: Request, settings: Settings, max_bytes: int) -> byt
         InvalidInference: the compressed body is damaged.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
-    chunks = timed(limited(request, max_bytes, "An inference request"), settings)
+    chunks = chunks_of(request, settings, max_bytes, "An inference request")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding == "identity":
         return b"".join([chunk async for chunk in chunks])

@@ -66,7 +66,7 @@ RESPONSES = problem_responses(*IMAGE_PROBLEMS, errors.NotAcceptable) | {
     responses=RESPONSES,
     openapi_extra=image_body(several=False),
 )
-@follows(Policy(runs=("introspect", "attribute"), cached=True))
+@follows(Policy(runs=("introspect", "attribute"), cached=True, direct=True))
 async def introspect(request: Request, query: Annotated[IntrospectParameters, Query()]) -> Response:
     """Maps and scalars of every residual block for one image. PUT is the same call, for `curl -T cat.jpg`."""
     serving = serving_of(request)

@@ -28,7 +28,7 @@ class Jobs:
     def put(self, count: int = 1) -> None:
         with self._scheduler.changed:
             self._waiting += [time.monotonic()] * count
-            self._scheduler.changed.notify_all()
+            self._scheduler.wake()
 
     def waiting_since(self) -> float | None:
         return self._waiting[0] if self._waiting else None
