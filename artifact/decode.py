@@ -28,7 +28,17 @@ from PIL import (
     _imaging,
 )
 
-from artifact.image_bytes import ImageError, Limits, check_pixels, damage, essentials, orientation, sniff
+from artifact import jpeg
+from artifact.image_bytes import (
+    ImageError,
+    Limits,
+    check_pixels,
+    damage,
+    essentials,
+    orientation,
+    read_jpeg,
+    sniff,
+)
 
 # The plugins are called directly: Image.open tries similar formats too (MPO for JPEG), and has a pixel limit.
 _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -59,7 +69,7 @@ with contextlib.suppress(OSError, AttributeError):  # another build of Pillow ke
 class Decoded:
     """A photograph as it is stored, and its orientation."""
 
-    image: Image.Image  # RGB
+    image: Image.Image  # RGB, or L if it has no colours
     format: str  # "jpeg", "png", "webp", "gif", "tiff", "bmp"
     orientation: int  # of EXIF; 1 to 8, where 1 is upright
 
@@ -71,6 +81,11 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         ImageError: `data` is no usable image; the error says why.
     """
     image_format = sniff(data, limits)
+    if image_format == "jpeg":
+        file = read_jpeg(data)
+        picture = jpeg.decode(file, limits.max_pixels)
+        if picture is not None:
+            return Decoded(picture, image_format, orientation(file.exif))
     if warnings.filters[0] != _SILENCE:  # another filter, such as pytest's, was put before ours
         warnings.filterwarnings("ignore", module=r"PIL\.")
     source = _Source()
@@ -85,7 +100,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         image.load()
         # Pillow turns a TIFF upright by itself while it loads it.
         exif = b"" if image_format == "tiff" else exif or image.info.get("exif", b"")
-        return Decoded(_to_rgb(image), image_format, orientation(exif))
+        return Decoded(_to_rgb_or_grey(image), image_format, orientation(exif))
     except ImageError:
         raise
     except Exception as error:  # Pillow passes on any exception of its parsers
@@ -135,14 +150,14 @@ def _strips_cut(image: ImageFile.ImageFile | None, num_bytes: int) -> bool:
         return False
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> Image.Image:
-    """Convert to RGB, transparency over white."""
-    if image.mode == "RGB" and not image.has_transparency_data:
+def _to_rgb_or_grey(image: ImageFile.ImageFile) -> Image.Image:
+    """Convert to RGB, transparency over white; grey without transparency stays L."""
+    if image.mode in ("RGB", "L") and not image.has_transparency_data:
         return image  # convert would copy
     if image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_of_16_bits(image)).convert("RGB")
+        return Image.fromarray(_grey_of_16_bits(image))
     if image.mode in ("I", "F"):
-        return Image.fromarray(_grey_of_numbers(image)).convert("RGB")
+        return Image.fromarray(_grey_of_numbers(image))
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")

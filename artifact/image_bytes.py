@@ -29,6 +29,7 @@ _SIGNATURES = {
     "bmp": re.compile(rb"BM"),
 }
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")  # skips fill bytes, and junk as libjpeg does
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables, and reserved
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _STRIP_OFFSETS, _TILE_OFFSETS, _ORIENTATION = 273, 324, 274  # TIFF 6.0
 
@@ -97,7 +98,9 @@ def essentials(data: bytes, image_format: str, limits: Limits) -> tuple[bytes, b
     neither makes a good image fail nor costs time.
     """
     if image_format == "jpeg":
-        return _jpeg_essentials(data)
+        file = read_jpeg(data)
+        file.check_scans()
+        return file.essentials(), file.exif
     if image_format == "png":
         return _png_essentials(data)
     if image_format == "webp":
@@ -115,9 +118,48 @@ def orientation(exif: bytes) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def _jpeg_essentials(data: bytes) -> tuple[bytes, bytes]:
-    """Return the segments that decoding needs and everything from the first scan on, and the EXIF block."""
-    view, position, exif = memoryview(data), 2, b""
+@dataclass(frozen=True)
+class JpegFrame:
+    """What the frame header of a JPEG says (ITU-T T.81, B.2.2)."""
+
+    marker: int  # 0xC0 baseline, 0xC1 extended, 0xC2 progressive, and kinds that are rarer
+    bits: int  # a sample
+    width: int
+    height: int
+    num_components: int
+
+
+@dataclass(frozen=True, eq=False)
+class JpegFile:
+    """A JPEG that was read up to its first scan."""
+
+    data: bytes
+    parts: tuple[memoryview, ...]  # the start of the file and the segments that decoding needs
+    scan: int  # where the first scan starts
+    exif: bytes
+    frame: JpegFrame | None  # None: there is none before the scan, or it is damaged
+
+    @property
+    def one_scan(self) -> bool:
+        """Whether the first scan has the whole picture, so that libjpeg refuses another one."""
+        if self.frame is None or self.frame.marker not in (0xC0, 0xC1):  # progressive files have many
+            return False
+        return self.data[self.scan + 4 : self.scan + 5] == bytes([self.frame.num_components])
+
+    def check_scans(self) -> None:
+        """Raise ImageError if there are so many scans that decoding would take minutes."""
+        # 0xFFDA cannot occur within a scan, but can in data that phones append, such as videos.
+        if self.data.count(b"\xff\xda", self.scan) > 200 + len(self.data) // 32_768:
+            raise damage("jpeg", cut=False)
+
+    def essentials(self) -> bytes:
+        """Return the file without the segments that decoding does not need."""
+        return b"".join([*self.parts, memoryview(self.data)[self.scan :]])
+
+
+def read_jpeg(data: bytes) -> JpegFile:
+    """Read the segments before the first scan; raise ImageError if they are damaged or cut."""
+    view, position, exif, frame = memoryview(data), 2, b"", None
     parts = [view[:2]]
     for _ in range(MAX_PARTS):
         found = _JPEG_MARKER.search(data, position)
@@ -125,10 +167,7 @@ def _jpeg_essentials(data: bytes) -> tuple[bytes, bytes]:
             raise damage("jpeg", cut=True)
         start, marker, position = found.start(), found[1][0], found.end()
         if marker == 0xDA:  # start of scan
-            # 0xFFDA cannot occur within a scan, but can in data that phones append, such as videos.
-            if data.count(b"\xff\xda", start) > 200 + len(data) // 32_768:
-                raise damage("jpeg", cut=False)
-            return b"".join([*parts, view[start:]]), exif
+            return JpegFile(data, tuple(parts), start, exif, frame)
         if marker == 0x01 or 0xD0 <= marker <= 0xD9:  # no payload
             continue
         num_bytes = (
@@ -137,9 +176,11 @@ def _jpeg_essentials(data: bytes) -> tuple[bytes, bytes]:
         position += 2 + num_bytes
         if num_bytes < 0 or position > len(data):
             raise damage("jpeg", cut=num_bytes >= 0)
-        payload = data[start + 4 : position]
-        if marker == 0xE1 and not exif and payload.startswith(b"Exif\0\0"):
-            exif = payload
+        if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", start + 4, position):
+            exif = data[start + 4 : position]
+        if marker in _JPEG_FRAMES and num_bytes >= 6:
+            bits, height, width, num_components = struct.unpack_from(">BHHB", data, start + 4)
+            frame = JpegFrame(marker, bits, width, height, num_components)
         tells_colours = (marker == 0xE0 and num_bytes >= 14) or (marker == 0xEE and num_bytes >= 12)
         if tells_colours or not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # APP0 to APP15, comment
             parts.append(view[start:position])

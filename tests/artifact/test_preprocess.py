@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -55,6 +57,42 @@ def test_one_resampling_equals_resize_then_crop(size: tuple[int, int], interpola
         difference = np.abs(one - two_steps(Image.fromarray(noise), spec(resize, crop, interpolation)))
         assert difference.max() <= 2  # both round to 8 bits twice, and Pillow picks the order of its passes
         assert difference.mean() < 0.4
+
+
+EXACT = [
+    (600, 400),
+    (400, 600),
+    (96, 64),
+    (384, 256),
+    (500, 375),
+    (375, 500),
+    (300, 300),
+    (31, 16),
+    (128, 512),
+]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", EXACT)
+def test_pixels_are_those_of_resize_then_crop(size: tuple[int, int], interpolation: Interpolation) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), "PNG", compress_level=1)
+    for resize, crop in [(64, 64), (72, 64), (64, 56), (256, 224), (235, 224), (16, 1)]:
+        pixels = preprocess(data, spec(resize, crop, interpolation)).pixels
+        assert np.array_equal(pixels, two_steps(Image.fromarray(noise), spec(resize, crop, interpolation)))
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.sampled_from([16, 24, 64, 72, 128]), st.floats(0, 1))
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_pixels_are_those_of_resize_then_crop_at_any_size(
+    short: int, more: int, resize: int, part: float
+) -> None:
+    size = (short, min(short + more, 4 * short))
+    asked = spec(resize, max(1, int(part * resize)))
+    noise = np.random.default_rng(short).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for image in (Image.fromarray(noise), Image.fromarray(noise.transpose(1, 0, 2))):
+        pixels = preprocess(encode(image, "BMP"), asked).pixels
+        assert np.array_equal(pixels, two_steps(image, asked))
 
 
 def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
