@@ -59,7 +59,7 @@ export: install-dev ## checkpoint -> artifact: CHECKPOINT=runs/... OUT=artifacts
 bench: install-dev ## measure engines and HTTP on this machine
 	$(BIN)/residuum bench $(ARGS)
 
-bench-http: install-dev ## measure the server beside its peers; needs wrk, makes .venv-peers, takes 6 minutes
+bench-http: install-dev ## measure the server beside its peers; needs wrk, makes .venv-peers, takes 12 minutes
 	$(BIN)/python -m benchmarks.http $(ARGS)
 
 bench-introspection: install-dev ## measure introspection beside captum, grad-cam and TorchLens; makes .venv-introspection-peers

@@ -14,21 +14,24 @@ OURS, THEIRS, LINE = "#1f6fb4", "#9aa5b1", "#c0392b"
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
-    """Draw what `bench_http` returns into a PNG."""
-    rows = {name: row for name, row in document["servers"].items() if row["requests_per_s"]}
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    speed, latency, overload = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    connections = document["settings"]["connections"]
-    _draw_speed(speed, rows, statistics.median(document["ceiling"]["rounds"]), connections)
-    _draw_latency(latency, rows, connections)
-    latency.set_ylim(speed.get_ylim())  # an offset for each bar of a pair
-    if document["ours"] is not None:
-        most = rows["residuum"]["requests_per_s"]
-        _draw_overload(overload, document["ours"]["overloads"], most, document["settings"]["limit_ms"])
+    """Draw what `bench_http` returns into a PNG, one row for each model."""
+    models, settings = document["models"], document["settings"]
+    figure = Figure(figsize=(14, 4.6 * len(models)), layout="constrained")
+    grid = figure.subplots(len(models), 3, width_ratios=(1.3, 1, 1), squeeze=False)
+    for (speed, latency, overload), measured in zip(grid, models.values(), strict=True):
+        rows = {name: row for name, row in measured["servers"].items() if row["requests_per_s"]}
+        connections = settings["connections"]
+        _draw_speed(speed, rows, statistics.median(measured["ceiling"]["rounds"]), connections)
+        _draw_latency(latency, rows, connections)
+        latency.set_ylim(speed.get_ylim())  # an offset for each bar of a pair
+        if measured["ours"] is not None:
+            most = rows["residuum"]["requests_per_s"]
+            _draw_overload(overload, measured["ours"]["overloads"], most, settings["limit_ms"])
+        speed.set_ylabel(measured["model"])
     machine, images = document["machine"], document["images"]
     figure.suptitle(
-        f"{document['model']}, JPEG of {images['mean_bytes'] / 1000:.0f} kB, {machine['cores']} cores of "
-        f"{machine['cpu']}, shared with the load tool"
+        f"JPEG of {images['mean_bytes'] / 1000:.0f} kB, {machine['cores']} cores of {machine['cpu']}, "
+        "shared with the load tool"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -19,8 +19,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from artifact.errors import ResiduumError
 from benchmarks.http_subject import Subject
@@ -80,8 +81,38 @@ SERVERS = (
 )  # fmt: skip
 
 
+# Our server with clocks in it: for the budget, not compared with others.
+BUDGET = replace(
+    SERVERS[0],
+    name="budget",
+    title="Residuum with clocks",
+    command=("-m", "benchmarks.budget_server", *SERVERS[0].command[2:]),
+)
+
+
+class Running:
+    """A server that runs, in one process or more."""
+
+    def __init__(self, target: Target, process: subprocess.Popen[bytes]) -> None:
+        self.target = target
+        self._process = process
+
+    def cpu_s(self) -> float:
+        """Return the processor time of its processes so far, in seconds, to hundredths."""
+        return sum(_cpu_s_in_session(self._process.pid))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the counts of the stages so far; only a server with clocks has them."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        counts: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return counts
+
+
 @contextmanager
-def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator[Target]:
+def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator[Running]:
     """Start a server, wait until it is ready, and stop all its processes at the end of `with`.
 
     Raises:
@@ -94,14 +125,15 @@ def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator
             _command(server, subject, port),
             cwd=ROOT,
             env=_environment(server, subject),
-            stdout=log,
+            stdin=subprocess.PIPE if server is BUDGET else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if server is BUDGET else log,
             stderr=log,
             start_new_session=True,
         )
         try:
             try:
                 _wait_until_ready(process, f"http://127.0.0.1:{port}{server.ready}")
-                yield target
+                yield Running(target, process)
             except (ServerFailed, OSError) as error:  # also an error of the caller's block
                 log.seek(0)
                 said = log.read().decode(errors="replace")[-2000:]
@@ -167,7 +199,7 @@ def _peers_python() -> str:
 
 
 def _command(server: Server, subject: Subject, port: int) -> list[str]:
-    python = sys.executable if server.name == OURS else _peers_python()
+    python = sys.executable if server.name in (OURS, BUDGET.name) else _peers_python()
     return [python, *(part.format(port=port, artifact=subject.directory) for part in server.command)]
 
 
@@ -206,3 +238,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _cpu_s_in_session(session: int) -> Iterator[float]:
+    """Return the processor time of each process of a session."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                yield (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -2,21 +2,25 @@
 
 Closed loop: each connection sends its next request after an answer. It measures the maximum throughput. Open
 loop: requests are sent at a constant rate, whatever the answers do. It measures what independent clients
-experience. No tool in PyPI, npm or Debian counts an open loop's latency from when a request was due: hey, ab
-and locust are closed loops, and autocannon corrects by an estimate afterwards. So open_loop.py is our own.
+experience. No tool in PyPI, npm or Debian counts an open loop's latency from when a request was due: hey, ab,
+h2load, bombardier and locust are closed loops or pace them, and autocannon corrects by an estimate
+afterwards. So open_loop.py is our own. Both tools run on the cores of the server that they measure, and tell
+their processor time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +54,8 @@ class Closed:
     unanswered: int
     decode_ms: float | None  # medians of the timings in our own server's answers
     inference_ms: float | None
+    client_ms: float | None = None  # the load tool's own processor time a request
+    server_ms: float | None = None  # the server's, an answer with 200, if it was measured
 
 
 class Answer(NamedTuple):
@@ -72,10 +78,14 @@ class Open:
     statuses: dict[str, int]
     late: int  # status 200, but after the limit
     sent_late_ms: float | None  # p99; a large value means that the client itself lacked a core
+    client_ms: float | None = None  # the client's own processor time a request
 
 
-def closed_loop(target: Target, connections: int, seconds: float) -> Closed:
+def closed_loop(target: Target, connections: int, seconds: float, *, patient: bool = False) -> Closed:
     """Run wrk with one thread.
+
+    Args:
+        patient: whether a connection whose request is refused waits as long as Retry-After says.
 
     Raises:
         LoadFailed: wrk is not installed, or failed.
@@ -84,9 +94,17 @@ def closed_loop(target: Target, connections: int, seconds: float) -> Closed:
         raise LoadFailed("wrk is not installed: apt-get install wrk, brew install wrk")
     whole = max(1, round(seconds))  # wrk takes whole seconds
     options = ["-t1", f"-c{connections}", f"-d{whole}s", f"--timeout={PATIENCE_S}s", "-s", str(SCRIPT)]
-    return read_wrk(
-        _output_of([wrk, *options, target.url, "--", target.content_type, *map(str, target.bodies)], whole)
-    )
+    command = [wrk, *options, target.url, "--", target.content_type, *map(str, target.bodies)]
+    before_s = _cpu_s_of_children()
+    found = read_wrk(_output_of(command, whole, {"PATIENT": "1"} if patient else {}))
+    num_answers = sum(found.statuses.values())
+    client_ms = 1000 * (_cpu_s_of_children() - before_s) / num_answers if num_answers else None
+    return replace(found, client_ms=client_ms)
+
+
+def _cpu_s_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_wrk(output: str) -> Closed:
@@ -119,8 +137,10 @@ def open_loop(target: Target, rate: float, seconds: float, ramp_s: float, limit_
     numbers = [f"{rate}", f"{ramp_s + seconds}", f"{PATIENCE_S}"]
     command = [sys.executable, "-m", "benchmarks.open_loop", target.url, *numbers, target.content_type]
     output = _output_of([*command, *map(str, target.bodies)], ramp_s + seconds)
-    answers = [Answer(*row) for row in json.loads(output)]
-    return summarise(answers, rate, seconds, ramp_s, limit_ms)
+    document = json.loads(output)
+    answers = [Answer(*row) for row in document["answers"]]
+    client_ms = 1000 * document["cpu_s"] / len(answers) if answers else None
+    return replace(summarise(answers, rate, seconds, ramp_s, limit_ms), client_ms=client_ms)
 
 
 def summarise(answers: Sequence[Answer], rate: float, seconds: float, ramp_s: float, limit_ms: float) -> Open:
@@ -160,10 +180,16 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _output_of(command: Sequence[str], seconds: float) -> str:
+def _output_of(command: Sequence[str], seconds: float, environment: Mapping[str, str] = {}) -> str:
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 3 * PATIENCE_S, check=False
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=seconds + 3 * PATIENCE_S,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise LoadFailed(f"{command[0]} did not end") from error

@@ -1,7 +1,8 @@
 -- wrk's script: post the files named in its arguments in turn, count answers by status, print JSON at the end.
 -- Arguments: the Content-Type, then one file for each request body. For one thread (-t1).
+-- With PATIENT in the environment, a connection whose request is refused waits as long as Retry-After says.
 
-local requests, turn, threads = {}, 0, {}
+local requests, turn, threads, waits = {}, 0, {}, {}
 statuses, decode_ms, inference_ms = {}, {}, {}  -- global, so that `done` can ask the thread for them
 
 function setup(thread)
@@ -28,6 +29,19 @@ function response(status, headers, body)
   if decode then  -- our own server says how long it took over what
     table.insert(decode_ms, decode)
     table.insert(inference_ms, inference)
+  end
+end
+
+if os.getenv("PATIENT") then
+  local count = response
+
+  function response(status, headers, body)
+    count(status, headers, body)
+    table.insert(waits, 1000 * (tonumber(headers["Retry-After"] or headers["retry-after"]) or 0))
+  end
+
+  function delay()  -- wrk asks for it before a connection's next request, in the order of the answers
+    return table.remove(waits, 1) or 0
   end
 end
 
