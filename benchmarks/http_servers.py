@@ -27,6 +27,7 @@ from artifact.errors import ResiduumError
 from benchmarks.http_subject import Subject
 from benchmarks.load import Target
 from benchmarks.peers_venv import PeersFailed, make_venv
+from engines.machine import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
@@ -54,8 +55,8 @@ class Server:
     environment: tuple[tuple[str, str], ...] = ()
 
 
-def _uvicorn(module: str) -> tuple[str, ...]:
-    return ("-m", "uvicorn", f"benchmarks.peers.{module}:app", "--port", "{port}", "--no-access-log")
+def _uvicorn(module: str, *flags: str) -> tuple[str, ...]:
+    return ("-m", "uvicorn", f"benchmarks.peers.{module}:app", "--port", "{port}", "--no-access-log", *flags)
 
 
 LITSERVE = ("-m", "benchmarks.peers.litserve_app", "{port}")
@@ -68,7 +69,10 @@ SERVERS = (
         "/health/ready", "/classify", None,
     ),
     Server("tutorial", "FastAPI + torch fp32", _uvicorn("tutorial"), "/health", "/predict", "file"),
-    Server("fastapi", "FastAPI + ORT int8", _uvicorn("fastapi_app"), "/health", "/predict", "file"),
+    Server(
+        "fastapi", "FastAPI + ORT int8", _uvicorn("fastapi_app", "--workers", str(num_cores())), "/health",
+        "/predict", "file",
+    ),
     Server("litserve-ort", "LitServe + ORT int8", LITSERVE, "/health", "/predict", "request"),
     Server(
         "litserve-openvino", "LitServe + OpenVINO int8", LITSERVE, "/health", "/predict", "request",
@@ -99,7 +103,7 @@ class Running:
 
     def cpu_s(self) -> float:
         """Return the processor time of its processes so far, in seconds, to hundredths."""
-        return sum(_cpu_s_in_session(self._process.pid))
+        return _cpu_s_of_tree(self._process.pid)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the counts of the stages so far; only a server with clocks has them."""
@@ -243,10 +247,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _cpu_s_in_session(session: int) -> Iterator[float]:
-    """Return the processor time of each process of a session."""
+def _cpu_s_of_tree(root: int) -> float:
+    """Return the processor time of a process and of all that descend from it, in seconds."""
+    parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
             fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                yield (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            number = int(path.parent.name)
+            parents[number], ticks[number] = int(fields[1]), int(fields[11]) + int(fields[12])
+    tree = {root}
+    while more := {number for number, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return sum(ticks.get(number, 0) for number in tree) / os.sysconf("SC_CLK_TCK")

@@ -28,7 +28,9 @@ Run = Callable[[np.ndarray], np.ndarray]
 def resize_and_crop(image: Image.Image) -> Image.Image:
     """Resize the shorter side to RESIZE, and return the centre crop of CROP x CROP pixels."""
     width, height = (RESIZE * side // min(image.size) for side in image.size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    if image.mode != "RGB":  # converting RGB to RGB copies
+        image = image.convert("RGB")
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
     return image.crop((left, top, left + CROP, top + CROP))
 

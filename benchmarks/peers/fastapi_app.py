@@ -1,14 +1,15 @@
 """FastAPI and the int8 graph: a plain `def`, which FastAPI runs on its thread pool.
 
-There is one session with a thread for each core. Requests run in parallel, without batching.
+`uvicorn --workers` starts one process a core, each with a session of one thread. Requests run in parallel,
+without batching.
 """
 
 from fastapi import FastAPI, UploadFile
 
-from benchmarks.peers.common import NUM_CORES, answer, open_int8, pixels_of
+from benchmarks.peers.common import answer, open_int8, pixels_of
 
 app = FastAPI()
-run = open_int8(threads=NUM_CORES)
+run = open_int8(threads=1)
 
 
 @app.get("/health")

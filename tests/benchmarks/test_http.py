@@ -6,6 +6,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from email import message_from_bytes
 from pathlib import Path
@@ -22,8 +24,9 @@ from benchmarks.http import summarise_rounds
 from benchmarks.http_chart import draw
 from benchmarks.http_loads import OVERLOADS
 from benchmarks.http_report import judge, print_ceiling, print_ours, print_servers
-from benchmarks.http_servers import OURS, REQUIREMENTS, SERVERS, make_target
+from benchmarks.http_servers import OURS, REQUIREMENTS, SERVERS, Running, make_target
 from benchmarks.http_subject import Ceiling, agreement, photographs, rate_of
+from benchmarks.load import Target
 from benchmarks.theory import Machine
 from tests.support.live import ROOT
 
@@ -93,6 +96,21 @@ def turned(data: bytes) -> bytes:
     with Image.open(io.BytesIO(data)) as image:
         image.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_the_processor_time_of_a_server_is_that_of_all_its_processes() -> None:
+    """A child burns half a second in a session of its own, as BentoML's workers run."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('done', flush=True)\ninput()"
+    parent = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], start_new_session=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"done\n"
+        assert Running(Target("", "", []), process).cpu_s() >= 0.5
+        process.communicate(b"\n")
 
 
 def test_agreement() -> None:
