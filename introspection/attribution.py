@@ -40,8 +40,7 @@ def contribution_map(found: Readings) -> FloatArray:
 
 def contribution(found: Readings) -> Members:
     """Return what every block adds to the target's logit: the sum of its map."""
-    contributions_P = found.outputs["contributions"]
-    return {"": np.array([contributions_P[part].sum() for part in found.slices])}
+    return {"": found.contributions}
 
 
 NUM_TOP_CHANNELS = 5
@@ -65,7 +64,7 @@ def top_channels(found: Readings) -> Members:
 
 def decompose(found: Readings) -> Decomposition:
     """Return the target's logit as a sum of contributions and constants."""
-    blocks = float(contribution(found)[""].sum())
+    blocks = float(found.contributions.sum())
     stem, shortcut_biases, head_bias = (float(value) for value in found.outputs["constants"])
     total = blocks + stem + shortcut_biases + head_bias
     logit = float(found.logits[found.target])

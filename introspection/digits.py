@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 DIGITS = 5  # of numbers in documents and references: sums in float32 promise no more
 LOGIT_DIGITS = 8  # of logits and probabilities, so that they compare with those of /classify
@@ -27,7 +28,17 @@ def significant_above(value: float, digits: int) -> float:
 
 def json_number(value: float | np.floating[Any], digits: int = DIGITS) -> float | None:
     """Return a number for a document: rounded, whole numbers as integers (shorter in JSON); None for NaN."""
+    return _json_number(float(value), f".{digits}g")
+
+
+def json_numbers(values: NDArray[Any], digits: int = DIGITS) -> list[float | None]:
+    """Return `json_number` of each value of a one-dimensional array."""
+    spec = f".{digits}g"
+    return [_json_number(value, spec) for value in values.tolist()]
+
+
+def _json_number(value: float, spec: str) -> float | None:
     if not math.isfinite(value):
         return None
-    rounded = significant(value, digits)
+    rounded = float(format(value, spec))  # Python formats its own floats 4 times as fast as NumPy's
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded

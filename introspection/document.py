@@ -5,21 +5,23 @@ Knows no HTTP; the command line calls it too. The order of keys is that of docs/
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pydantic_core
 
 from artifact.manifest import PERCENTILES, Block, Manifest, lens_blocks
 from artifact.postprocess import softmax, top_predictions
 from introspection.attribution import Decomposition
-from introspection.digits import LOGIT_DIGITS, json_number
-from introspection.encoding import MapEncoding, encode_map
+from introspection.digits import LOGIT_DIGITS, json_number, json_numbers
+from introspection.encoding import MapEncoding, encode_maps
+from introspection.measure import Values
 from introspection.quantities import GROUPS, reasons_absent
-from introspection.quantity import Group, Member
+from introspection.quantity import Group
 from introspection.question import Question
-from introspection.scales import ranges_of_blocks
+from introspection.scales import parts_of_one_scale
 from introspection.seen import Seen
-from introspection.usual import outside_band
+from introspection.usual import outside_bands
 
 NOT_ASKED = "contribution was not asked for"
 NO_LENS = "only blocks whose output has the last block's shape have a lens"
@@ -34,11 +36,7 @@ def answer(seen: Seen, question: Question, encoding: MapEncoding = "u8") -> dict
     """
     manifest, chosen = seen.manifest, question.encoding or encoding
     document = _header(seen, question)
-    ranges_B = ranges_of_blocks(seen, question)
-    document["blocks"] = [
-        _block(seen, question, index, ranges, chosen)
-        for index, ranges in zip(question.blocks, ranges_B, strict=True)
-    ]
+    document["blocks"] = _blocks(seen, question, chosen)
     parts = seen.values.decomposition if "contribution" in question.groups else None
     document["decomposition"] = None if parts is None else _decomposition(parts)
     document["checks"] = _checks(seen, parts)
@@ -49,12 +47,8 @@ def answer(seen: Seen, question: Question, encoding: MapEncoding = "u8") -> dict
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
-    """Return a document as compact UTF-8 JSON.
-
-    Raises:
-        ValueError: the document holds NaN or infinity, which JSON has not.
-    """
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Return a document as compact UTF-8 JSON; null for NaN and infinity, which JSON has not."""
+    return pydantic_core.to_json(document, inf_nan_mode="null")
 
 
 def predictions(seen: Seen, top_k: int) -> list[dict[str, Any]]:
@@ -116,30 +110,39 @@ def _header(seen: Seen, question: Question) -> dict[str, Any]:
     }
 
 
-def _block(
-    seen: Seen,
-    question: Question,
-    index: int,
-    ranges: Mapping[str, tuple[float, float]],
-    encoding: MapEncoding,
-) -> dict[str, Any]:
-    document = _describe(seen.manifest.blocks[index])
-    absent = reasons_absent(seen.manifest)
-    for name in question.groups:
-        document[name] = None if name in absent else _group(seen, GROUPS[name], index)
+def _blocks(seen: Seen, question: Question, encoding: MapEncoding) -> list[dict[str, Any]]:
+    """Return the objects of the blocks asked for.
+
+    Every field is made for all blocks at once: for so short arrays, NumPy's calls cost more than its work.
+    """
+    indices, absent = question.blocks, reasons_absent(seen.manifest)
+    nulls = [None] * len(indices)
+    fields: dict[str, Sequence[Any]] = {
+        name: nulls if name in absent else _group(seen, GROUPS[name], indices) for name in question.groups
+    }
     if question.complete:
         for group in GROUPS.values():
             if group.reminder:
-                document.setdefault(group.name, None)
-    document["outside_band"] = outside_band(seen, question, index)
-    document["maps"] = {}
-    if encoding != "none":
-        for quantity in question.maps:
-            document["maps"][quantity] = None
-            if quantity in ranges:
-                values = seen.block_map(quantity, index)
-                document["maps"][quantity] = encode_map(values, quantity, *ranges[quantity], encoding)
-    return document
+                fields.setdefault(group.name, nulls)
+    fields["outside_band"] = outside_bands(seen, question, indices)
+    fields["maps"] = _maps(seen, question, encoding)
+    return [
+        _describe(seen.manifest.blocks[index]) | dict(zip(fields, row, strict=True))
+        for index, row in zip(indices, zip(*fields.values(), strict=True), strict=True)
+    ]
+
+
+def _maps(seen: Seen, question: Question, encoding: MapEncoding) -> list[dict[str, Any]]:
+    """Return the maps asked for, by quantity, of each block; None for those that do not exist."""
+    if encoding == "none":
+        return [{} for _ in question.blocks]
+    found: list[dict[str, Any]] = []
+    for part, bounds in parts_of_one_scale(seen, question):
+        positions = seen.positions(part)
+        maps = {quantity: seen.values.maps[quantity][positions] for quantity in bounds}
+        shapes = [seen.manifest.blocks[index].shape[1:] for index in part]
+        found += encode_maps(maps, bounds, shapes, encoding)
+    return [{quantity: maps.get(quantity) for quantity in question.maps} for maps in found]
 
 
 def _describe(block: Block) -> dict[str, Any]:
@@ -157,37 +160,39 @@ def _describe(block: Block) -> dict[str, Any]:
     }
 
 
-def _group(seen: Seen, group: Group, index: int) -> Any:
-    """Return a group's value in a block: a number, an object, or a list of objects, best first."""
-    values = seen.values
+def _group(seen: Seen, group: Group, blocks: Sequence[int]) -> list[Any]:
+    """Return a group's value in each block: a number, an object, or a list of objects, best first."""
+    values, chosen = seen.values, list(blocks)
     if group.ranked:
-        columns = [
-            [_value(member, value, group.digits) for value in values.ranked[group.full_name(member)][index]]
-            for member in group.members
-        ]
-        names = [member.name for member in group.members]
-        return [
-            dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True) if row[0] is not None
-        ]
-    if not group.members[0].name:
-        return json_number(values.scalars[group.name][index], group.digits)
-    numbers = {
-        member.name: json_number(values.scalars[group.full_name(member)][index], group.digits)
+        return [_ranked(values, group, index) for index in chosen]
+    columns: dict[str, Sequence[Any]] = {
+        member.name: json_numbers(values.scalars[group.full_name(member)][chosen], group.digits)
         for member in group.numbers
     }
-    if group.name not in values.classes:
-        return numbers
-    best = int(values.classes[group.name][index])
-    if best < 0:
-        return None
-    label = seen.manifest.labels[best].label
-    found = {"index": best, "label": label, "flipped": best != values.top1, **numbers}
-    return {member.name: found[member.name] for member in group.members}
+    if not group.members[0].name:
+        return list(columns[""])
+    known = [True] * len(chosen)
+    if group.name in values.classes:
+        best = values.classes[group.name][chosen].tolist()
+        known = [index >= 0 for index in best]
+        columns["index"] = best
+        columns["label"] = [seen.manifest.labels[index].label for index in best]
+        columns["flipped"] = [index != values.top1 for index in best]
+    names = [member.name for member in group.members]
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return [
+        dict(zip(names, row, strict=True)) if exists else None
+        for row, exists in zip(rows, known, strict=True)
+    ]
 
 
-def _value(member: Member, value: float, digits: int) -> float | None:
-    number = json_number(value, digits)
-    return int(value) if member.kind is int and number is not None else number
+def _ranked(values: Values, group: Group, index: int) -> list[dict[str, Any]]:
+    """Return a block's list of objects, best first."""
+    names = [member.name for member in group.members]
+    columns = [
+        json_numbers(values.ranked[group.full_name(member)][index], group.digits) for member in group.members
+    ]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True) if row[0] is not None]
 
 
 def _decomposition(parts: Decomposition) -> dict[str, float | None]:

@@ -101,10 +101,10 @@ def relu(found: Readings) -> Members:
     """Return mean[u <= 0], |min(u, 0)|^2 / |u|^2, mean[s > 0 and u <= 0], mean[s <= 0 and u > 0]."""
     squares, active, both_active = found.squares, found.column("active"), found.column("both_active")
     return {
-        "clip_fraction": np.clip(1 - active, 0, 1),
-        "clip_energy": np.clip(_divide(squares.u - squares.y, squares.u), 0, 1),
-        "erased": np.clip(found.column("shortcut_active") - both_active, 0, 1),
-        "written": np.clip(active - both_active, 0, 1),
+        "clip_fraction": _clip(1 - active, 0, 1),
+        "clip_energy": _clip(_divide(squares.u - squares.y, squares.u), 0, 1),
+        "erased": _clip(found.column("shortcut_active") - both_active, 0, 1),
+        "written": _clip(active - both_active, 0, 1),
     }
 
 
@@ -136,7 +136,7 @@ def ratio_map(found: Readings) -> FloatArray:
     """Return log2((M_F + epsilon) / (M_s + epsilon)), clipped to -4 .. 4."""
     epsilon = _epsilon(found)
     quotient = (residual_map(found) + epsilon) / (shortcut_map(found) + epsilon)
-    return np.clip(np.log2(quotient), -RATIO_LIMIT, RATIO_LIMIT)
+    return _clip(np.log2(quotient), -RATIO_LIMIT, RATIO_LIMIT)
 
 
 def cosine_map(found: Readings) -> FloatArray:
@@ -147,7 +147,7 @@ def cosine_map(found: Readings) -> FloatArray:
     where F is small beside s the cosine is known to about 2^-24 sqrt(C) M_s / M_F: 1e-3 for 256 channels
     at a ratio of 1e-3. It is null where that estimate passes 0.1, or where a norm is under epsilon.
     """
-    squares, rounding = found.positions, ROUNDING * np.sqrt(found.by_position(found.channels))
+    squares, rounding = found.positions, found.by_position(ROUNDING * np.sqrt(found.channels))
     return _cosine(
         (squares.product, rounding * squares.product_scale),
         (squares.F, rounding * squares.F),
@@ -158,7 +158,7 @@ def cosine_map(found: Readings) -> FloatArray:
 
 def _epsilon(found: Readings) -> FloatArray:
     """Return the epsilon of every position's block, [P]."""
-    return np.maximum(EPSILON * np.sqrt(found.by_position(found.squares.u)), _TINY)
+    return found.by_position(np.maximum(EPSILON * np.sqrt(found.squares.u), _TINY))
 
 
 # How far the numbers can be trusted.
@@ -173,19 +173,32 @@ def energy_sum_error(found: Readings) -> float:
     squares, reduced = found.squares, found.reduced
     cross = _divide(2 * reduced.product, reduced.u)
     total = _divide(squares.F, squares.u) + _divide(squares.s, squares.u) + cross
-    return float(np.nanmax(np.abs(total - 1), initial=0.0))
+    return _largest(np.abs(total - 1))
 
 
 def map_scalar_error(found: Readings) -> float:
     """Return the largest relative difference between a mean of squared maps and the graph's mean square."""
-    pairs = ((getattr(found.squares, name), getattr(found.reduced, name)) for name in ("F", "s", "u", "y"))
-    largest = (np.nanmax(_divide(np.abs(ours - theirs), ours), initial=0.0) for ours, theirs in pairs)
-    return float(max(largest))
+    ours_4L, theirs_4L = (
+        np.stack((squares.F, squares.s, squares.u, squares.y)) for squares in (found.squares, found.reduced)
+    )
+    return _largest(_divide(np.abs(ours_4L - theirs_4L), ours_4L))
+
+
+def _largest(values: FloatArray) -> float:
+    """Return the largest value, which is not below 0; NaN does not count."""
+    return float(np.fmax.reduce(values, axis=None, initial=0.0))
+
+
+def _clip(values: FloatArray, low: float, high: float) -> FloatArray:
+    """Return `np.clip`; on arrays as short as these it takes three times as long as its two halves."""
+    return np.minimum(np.maximum(values, low), high)
 
 
 def _divide(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
     """Return the quotient, NaN where the denominator is not positive."""
-    return np.divide(numerator, denominator, out=np.full_like(denominator, np.nan), where=denominator > 0)
+    quotient = np.empty_like(denominator)
+    quotient.fill(np.nan)
+    return np.divide(numerator, denominator, out=quotient, where=denominator > 0)
 
 
 def _cosine(
@@ -203,4 +216,4 @@ def _cosine(
     relative = _divide(square_F[1], square_F[0]) + _divide(square_s[1], square_s[0])
     error = _divide(product[1], norm) + np.abs(quotient) * relative / 2
     known = (square_F[0] > floor) & (square_s[0] > floor) & (error <= COSINE_ERROR_LIMIT)
-    return np.where(known, np.clip(quotient, -1, 1), np.nan)
+    return np.where(known, _clip(quotient, -1, 1), np.nan)

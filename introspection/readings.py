@@ -99,6 +99,12 @@ class Readings:
         return self.outputs["logits"]
 
     @cached_property
+    def contributions(self) -> FloatArray:
+        """What every block adds to the target's logit, [L]: the sum over its positions."""
+        contributions_P = self.outputs["contributions"]
+        return np.array([np.add.reduce(contributions_P[part]) for part in self.slices])
+
+    @cached_property
     def top1(self) -> int:
         """The most probable class."""
         return int(self.logits.argmax())
@@ -121,7 +127,12 @@ class Readings:
     @cached_property
     def positions(self) -> MeanSquares:
         """Means over the channels at every position, [P], from the graph's maps."""
-        return MeanSquares(*(self.outputs["maps"][MAPS.index(name)] ** 2 for name in _MAPS_OF_MEAN_SQUARES))
+        return MeanSquares(*self._squares_by_map)
+
+    @cached_property
+    def _squares_by_map(self) -> FloatArray:
+        """The squared maps in the order of `MeanSquares`, [4, P]."""
+        return self.outputs["maps"][[MAPS.index(name) for name in _MAPS_OF_MEAN_SQUARES]] ** 2
 
     @cached_property
     def squares(self) -> MeanSquares:
@@ -132,9 +143,7 @@ class Readings:
         4e-7.
         """
         starts = np.concatenate(([0], np.cumsum(self.areas)[:-1]))
-        of_positions = self.positions
-        squares = (of_positions.F, of_positions.s, of_positions.u, of_positions.y)
-        return MeanSquares(*(np.add.reduceat(values, starts) / self.areas for values in squares))
+        return MeanSquares(*(np.add.reduceat(self._squares_by_map, starts, axis=1) / self.areas))
 
     @cached_property
     def reduced(self) -> MeanSquares:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from introspection.digits import significant_above
-from introspection.quantities import MAPS, why_absent
+from introspection.quantities import MAPS, reasons_absent
 from introspection.question import Question, Scale
 from introspection.seen import Seen
 
@@ -59,22 +60,28 @@ def map_range(
         assert manifest.reference is not None, "checked when the query was resolved"
         largest = max(manifest.reference.maps[quantity])
     else:
-        parts = zip(manifest.blocks, seen.values.slices, strict=True)
-        values = np.abs(seen.values.maps[quantity])
-        largest = max(
-            float(values[part].max()) for block, part in parts if scale == "image" or block.stage == stage
-        )
+        values = seen.values.maps[quantity]
+        if scale == "stage":
+            of_stage = [index for index, block in enumerate(manifest.blocks) if block.stage == stage]
+            values = values[seen.positions(of_stage)]
+        largest = float(np.abs(values).max())
     vmax = significant_above(largest, SCALE_DIGITS)
     return (0.0 - vmax if row.symmetric else 0.0), vmax
 
 
-def ranges_of_blocks(seen: Seen, question: Question) -> list[dict[str, tuple[float, float]]]:
-    """Return vmin and vmax of every map asked for that exists, for each block asked for."""
+def parts_of_one_scale(seen: Seen, question: Question) -> Iterator[tuple[tuple[int, ...], dict[str, Bounds]]]:
+    """Yield the blocks asked for in parts that share their scales, with vmin and vmax of every map asked for
+    that exists.
+    """
     blocks = seen.manifest.blocks
-    existing = [quantity for quantity in question.maps if not why_absent(quantity, seen.manifest)]
-    stages = [blocks[index].stage if question.scale == "stage" else None for index in question.blocks]
-    by_stage = {
-        stage: {quantity: map_range(seen, quantity, question.scale, stage) for quantity in existing}
-        for stage in set(stages)
-    }
-    return [by_stage[stage] for stage in stages]
+    absent = reasons_absent(seen.manifest)
+    existing = [quantity for quantity in question.maps if quantity not in absent]
+
+    def stage_of(index: int) -> int | None:
+        return blocks[index].stage if question.scale == "stage" else None
+
+    for stage, part in groupby(question.blocks, stage_of):
+        yield (
+            tuple(part),
+            {quantity: map_range(seen, quantity, question.scale, stage) for quantity in existing},
+        )

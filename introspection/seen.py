@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from artifact.manifest import Manifest, Precision
 from artifact.preprocess import Preprocessed
@@ -37,6 +41,13 @@ class Seen:
     def target_label(self) -> str:
         """The label of the class that contributions and lens are about."""
         return self.manifest.labels[self.values.target].label
+
+    def positions(self, blocks: Sequence[int]) -> slice | NDArray[np.intp]:
+        """Return the index of the positions of these blocks, one after another, into a map of all blocks."""
+        parts = [self.values.slices[index] for index in blocks]
+        if all(before.stop == after.start for before, after in pairwise(parts)):
+            return slice(parts[0].start, parts[-1].stop)
+        return np.concatenate([np.arange(part.start, part.stop) for part in parts])
 
     def block_map(self, quantity: str, index: int) -> FloatArray:
         """Return one block's map, [H, W], NaN where null."""

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from introspection.quantities import NUMBERS, scalar_names
 from introspection.question import Question
 from introspection.seen import Seen
 
 
-def outside_band(seen: Seen, question: Question, index: int) -> dict[str, str] | None:
-    """Return the scalars asked for whose value is lower or higher than in most validation images, in this
-    block.
+def outside_bands(seen: Seen, question: Question, blocks: Sequence[int]) -> list[dict[str, str] | None]:
+    """Return, for each of the blocks, the scalars asked for whose value is lower or higher than in most
+    validation images.
     """
     if seen.manifest.reference is None:
-        return None
-    outside = {}
+        return [None for _ in blocks]
+    outside: list[dict[str, str]] = [{} for _ in blocks]
     for name in (name for group in question.groups for name in scalar_names(group)):
-        band, values_L = usual_band(seen, name, index), seen.values.scalars.get(name)
-        if band is None or values_L is None:
+        bands, values_L = _bands(seen, name), seen.values.scalars.get(name)
+        if bands is None or values_L is None:
             continue
-        low, high = band
-        if values_L[index] < low or values_L[index] > high:
-            outside[name] = "below" if values_L[index] < low else "above"
-    return outside
+        values = values_L.tolist()
+        for index, of_block in zip(blocks, outside, strict=True):
+            if (band := bands[index]) is None:
+                continue
+            low, _, high = band
+            if values[index] < low:
+                of_block[name] = "below"
+            elif values[index] > high:
+                of_block[name] = "above"
+    return list(outside)
 
 
 def usual_band(seen: Seen, name: str, index: int) -> tuple[float, float] | None:
@@ -29,10 +37,16 @@ def usual_band(seen: Seen, name: str, index: int) -> tuple[float, float] | None:
 
     Return None if that was not measured, or is about another class than this answer.
     """
+    bands = _bands(seen, name)
+    band = None if bands is None else bands[index]
+    return None if band is None else (band[0], band[2])
+
+
+def _bands(seen: Seen, name: str) -> Sequence[tuple[float, float, float] | None] | None:
+    """Return the percentiles of a scalar for every block; None where `usual_band` is None throughout."""
     reference, values = seen.manifest.reference, seen.values
     bands = reference.scalars.get(name) if reference else None
     _, member = NUMBERS[name]
     if bands is None or (member.of_target and values.target != values.top1):
         return None
-    band = bands[index]
-    return None if band is None else (band[0], band[2])
+    return bands

@@ -43,7 +43,7 @@ from introspection.question import Question
 from introspection.scales import colors_of
 from introspection.seen import Seen
 from introspection.steps import Steps
-from introspection.usual import outside_band, usual_band
+from introspection.usual import outside_bands, usual_band
 
 WIDTH = 1600
 GAP = 28
@@ -123,7 +123,7 @@ def _description(manifest: Manifest, block: Block) -> str:
 
 def _numbers(seen: Seen, question: Question, index: int) -> list[tuple[str, list[_Row]]]:
     """Return the numbers asked for that exist for this block, with their usual range, by heading."""
-    beyond = outside_band(seen, question, index) or {}
+    beyond = outside_bands(seen, question, [index])[0] or {}
     under: dict[str, list[tuple[int, _Row]]] = {}
     for group, member, drawn in _drawn():
         rows = under.setdefault(drawn.heading, [])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from artifact.manifest import CONSTANTS, SCALARS, Manifest, lens_blocks
+from introspection.digits import json_number, json_numbers
 from introspection.document import (
     NO_LENS,
     NO_REFERENCE,
@@ -22,7 +23,7 @@ from introspection.document import (
     predictions_with_target,
     to_json,
 )
-from introspection.encoding import decode_codes, decode_map, encode_map
+from introspection.encoding import decode_codes, decode_map, encode_maps
 from introspection.forms import to_npz
 from introspection.measure import Values, measure
 from introspection.quantities import GROUPS, MAPS, NOT_EXPORTED
@@ -30,7 +31,15 @@ from introspection.question import IntrospectQuery, Question, resolve
 from introspection.readings import LesionLogits
 from introspection.scales import map_range
 from introspection.schemas import Introspection
-from tests.support.measured import Measured, made_reference, measured, random_blocks, resnet50_manifest, seen
+from tests.support.measured import (
+    Measured,
+    encoded,
+    made_reference,
+    measured,
+    random_blocks,
+    resnet50_manifest,
+    seen,
+)
 
 SHAPES = [(8, 8, 8), (8, 8, 8), (16, 4, 4), (32, 2, 2)]
 
@@ -404,7 +413,7 @@ def test_u8_is_right_to_half_a_step(quantity: str, unit: Any, extent: float, wit
     values = vmin + unit * (vmax - vmin)
     if with_null and MAPS[quantity].nullable:
         values[1, 2] = np.nan
-    entry = encode_map(values, quantity, vmin, vmax, "u8")
+    entry = encoded(values, quantity, vmin, vmax, "u8")
     decoded = decode_map(entry)
     assert np.array_equal(np.isnan(decoded), np.isnan(values))
     half = (vmax - vmin) / entry["levels"] / 2
@@ -413,23 +422,57 @@ def test_u8_is_right_to_half_a_step(quantity: str, unit: Any, extent: float, wit
 
 def test_codes_of_u8() -> None:
     values = np.array([[-1.0, 0.0], [1.0, np.nan]])
-    entry = encode_map(values, "cosine", -1.0, 1.0, "u8")
+    entry = encoded(values, "cosine", -1.0, 1.0, "u8")
     assert decode_codes(entry).tolist() == [[0, 127], [254, 255]]
     assert (entry["levels"], entry["null"]) == (254, 255)
-    entry = encode_map(np.array([[-2.0, 0.0, 2.0, 9.0]]), "contribution", -2.0, 2.0, "u8")
+    entry = encoded(np.array([[-2.0, 0.0, 2.0, 9.0]]), "contribution", -2.0, 2.0, "u8")
     assert decode_codes(entry).tolist() == [[0, 127, 254, 254]]
     assert (entry["levels"], entry["null"]) == (254, None)
-    flat = encode_map(np.zeros((1, 1)), "contribution", 0.0, 0.0, "u8")
+    flat = encoded(np.zeros((1, 1)), "contribution", 0.0, 0.0, "u8")
     assert (decode_codes(flat).tolist(), decode_map(flat).tolist()) == ([[127]], [[0]])
-    entry = encode_map(np.array([[0.0, 1.0]]), "share", 0.0, 1.0, "u8")
+    entry = encoded(np.array([[0.0, 1.0]]), "share", 0.0, 1.0, "u8")
     assert decode_codes(entry).tolist() == [[0, 255]]
     assert (entry["levels"], entry["null"]) == (255, None)
 
 
 def test_what_float16_cannot_hold_is_sent_as_float32() -> None:
-    entry = encode_map(np.array([[1e5]]), "residual", 0.0, 1e5, "f16")
+    entry = encoded(np.array([[1e5]]), "residual", 0.0, 1e5, "f16")
     assert entry["dtype"] == "f32"
     assert decode_map(entry).tolist() == [[1e5]]
+
+
+@pytest.mark.parametrize("encoding", ["u8", "f16", "f32"])
+def test_several_blocks_are_encoded_as_each_by_itself(encoding: Any) -> None:
+    shapes, random = [(3, 5), (1, 1), (4, 2)], np.random.default_rng(2)
+    parts = {name: [random.normal(0, 0.5, shape) for shape in shapes] for name in ("residual", "cosine")}
+    parts["cosine"][0][1, 2] = np.nan
+    parts["residual"][1][:] = 1e5  # beyond float16, in one block alone
+    bounds = {"residual": (0.0, 1e5), "cosine": (-1.0, 1.0)}
+    whole = {name: np.concatenate([part.reshape(-1) for part in blocks]) for name, blocks in parts.items()}
+    for index, block in enumerate(encode_maps(whole, bounds, shapes, encoding)):
+        assert block == {
+            name: encoded(parts[name][index], name, *bounds[name], encoding)
+            for name in ("residual", "cosine")
+        }
+
+
+@pytest.mark.parametrize("scale", ["image", "stage"])
+def test_blocks_that_are_not_neighbours_keep_their_maps(case: Measured, scale: Any) -> None:
+    every = {block["name"]: block for block in ask(case, scale=scale)["blocks"]}
+    some = ask(case, scale=scale, blocks="stage1.0,stage3")["blocks"]
+    assert [block["name"] for block in some] == ["stage1.0", "stage3.0"]
+    assert some == [every[block["name"]] for block in some]
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    document = {"a": [float("nan"), float("inf"), -float("inf")], "label": "Zürich: NaN", "tiny": 1e-7}
+    assert json.loads(to_json(document)) == document | {"a": [None] * 3}
+
+
+def test_a_column_of_numbers_is_rounded_as_each() -> None:
+    values = np.array([0.1234567, 3.0, -0.0, np.nan, np.inf, 1e20, 123456.7, 5e-324])
+    assert json_numbers(values, 5) == [json_number(value, 5) for value in values]
+    assert json_numbers(values, 5)[:6] == [0.12346, 3, 0, None, None, 1e20]
 
 
 def test_npz_holds_the_same_answer(case: Measured) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,9 @@ from artifact.manifest import (
     lens_blocks,
 )
 from artifact.preprocess import Preprocessed
+from introspection.encoding import MapEncoding, encode_maps
 from introspection.measure import Values, measure
+from introspection.readings import FloatArray
 from introspection.seen import Run, Seen
 
 Array = NDArray[np.float32]
@@ -215,3 +218,14 @@ def photograph_of(crop: int = 32) -> Preprocessed:
 def seen(values: Values, manifest: Manifest) -> Seen:
     """These values as if they had come of a photograph."""
     return Seen(manifest, values, photograph_of(), RUN)
+
+
+def encoded(
+    values_HW: FloatArray, quantity: str, vmin: float, vmax: float, encoding: MapEncoding
+) -> dict[str, Any]:
+    """The map of one block as the document has it."""
+    height, width = values_HW.shape
+    [block] = encode_maps(
+        {quantity: values_HW.reshape(-1)}, {quantity: (vmin, vmax)}, [(height, width)], encoding
+    )
+    return block[quantity]

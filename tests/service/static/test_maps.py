@@ -16,12 +16,13 @@ from playwright.sync_api import Page, Route
 from artifact.manifest import Block, ReceptiveField
 from introspection.catalogue import words
 from introspection.document import to_json
-from introspection.encoding import decode_map, encode_map
+from introspection.encoding import decode_map
 from introspection.pictures import colormaps
 from introspection.pictures.cells import Paint, cells_of_pixels, overlay
 from introspection.quantities import MAPS, NUMBERS
 from tests.support.browser import chromium
 from tests.support.live import ROOT
+from tests.support.measured import encoded
 
 STATIC = ROOT / "service" / "static"
 ORIGIN = "http://page.test"
@@ -96,7 +97,7 @@ def test_maps_are_read_as_they_were_written(page: Page, encoding: Any, quantity:
     values[1, 2] = 1e-6  # a subnormal in float16
     if quantity == "cosine":
         values[2, 3] = np.nan
-    entry = encode_map(values.clip(vmin, vmax), quantity, vmin, vmax, encoding)
+    entry = encoded(values.clip(vmin, vmax), quantity, vmin, vmax, encoding)
     decoded = page.evaluate(
         """async (entry) => {
           const { decodeMap } = await import("/maps.js");
