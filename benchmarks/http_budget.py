@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.budget_clock import COLLECTION
-from benchmarks.budget_server import DECODE, ENGINE, RESIZE, STAGES
+from benchmarks.budget_server import BATCH, DECODE, ENGINE, RESIZE, STAGES
 from benchmarks.http_servers import BUDGET, running
 from benchmarks.http_subject import Subject
-from benchmarks.load import closed_loop
+from benchmarks.load import closed_loop, open_loop
 
 LOOP, NATIVE, OTHER = "event loop: sockets, timers", "engine: its own threads", "other threads"
 CLOCKS = "the clocks themselves"
+ANSWERS_ONLY = (DECODE, RESIZE, BATCH, ENGINE, NATIVE)  # a request that is refused does not pass these
+OVERLOAD = 3.0  # times the peak
+OVERLOAD_TIMEOUT_MS = 900
 LEAST_MS = 0.0005  # what is less is left out of the table
 
 
 def measure_budget(
     served: Subject, files: Sequence[Path], connections: int, warmup: float, seconds: float
 ) -> dict[str, Any]:
-    """Run a closed loop on our server with clocks in it; return milliseconds of processor time a request.
+    """Run a closed loop and an overload on our server with clocks in it.
+
+    Return milliseconds of processor time a request, by stage, and of a refusal.
 
     Raises:
         LoadFailed, ServerFailed: see load.py and http_servers.py.
@@ -31,7 +36,18 @@ def measure_budget(
         closed_loop(server.target, connections, warmup)
         before = server.snapshot()
         closed = closed_loop(server.target, connections, seconds)
-        return budget_of(before, server.snapshot(), closed.statuses.get("200", 0))
+        between = server.snapshot()
+        hurried = server.target._replace(url=f"{server.target.url}?timeout_ms={OVERLOAD_TIMEOUT_MS}")
+        offered = open_loop(hurried, OVERLOAD * closed.requests_per_s, seconds, 0.0, OVERLOAD_TIMEOUT_MS)
+        after = server.snapshot()
+    budget = budget_of(before, between, closed.statuses.get("200", 0))
+    num_refused = sum(count for status, count in offered.statuses.items() if status != "200")
+    return budget | {
+        "refused": num_refused,
+        "refusal_ms": refusal_ms(
+            budget, budget_of(between, after, 1), offered.statuses.get("200", 0), num_refused
+        ),
+    }
 
 
 def budget_of(before: Mapping[str, Any], after: Mapping[str, Any], num_requests: int) -> dict[str, Any]:
@@ -66,6 +82,28 @@ def budget_of(before: Mapping[str, Any], after: Mapping[str, Any], num_requests:
     }
 
 
+def refusal_ms(
+    budget: Mapping[str, Any], overload: Mapping[str, Any], num_answered: int, num_refused: int
+) -> float | None:
+    """Return the processor time of a refusal, without the clocks; None if nothing was refused.
+
+    It is what the stages that refusals pass took under overload, beyond what answers take of them.
+
+    Args:
+        budget: of requests that were answered.
+        overload: of the whole overload, as one request.
+    """
+    if not num_refused:
+        return None
+    passed_ms = _passed_by_refusals(overload) - num_answered * _passed_by_refusals(budget)
+    return passed_ms / num_refused
+
+
+def _passed_by_refusals(budget: Mapping[str, Any]) -> float:
+    not_passed = sum(spent_ms for stage, spent_ms in budget["stages_ms"].items() if stage in ANSWERS_ONLY)
+    return float(budget["total_ms"] - budget["clocks_ms"] - not_passed)
+
+
 def _unclaimed_of(thread: Mapping[str, Any]) -> str:
     """Return the row of what no stage claims on a thread; Python's threads have names, an engine's do not."""
     if thread["name"] == "MainThread":
@@ -85,5 +123,10 @@ def print_budget(budget: Mapping[str, Any]) -> None:
         f"of which {CLOCKS}, about {budget['clocks_ms']:.3f} ms ({budget['calls_a_request']:.0f} calls); "
         f"beside decode, resize and engine {budget['beside_ms']:.3f} ms, the clocks left out"
     )
+    if budget["refusal_ms"] is not None:
+        print(
+            f"a refusal takes {budget['refusal_ms']:.3f} ms ({budget['refused']} of them "
+            f"at {OVERLOAD:g} times the peak)"
+        )
     if budget["never_called"]:
         print(f"never called in this run, so perhaps renamed: {', '.join(budget['never_called'])}")

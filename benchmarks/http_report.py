@@ -104,6 +104,7 @@ def judge(
     judged += [
         _aim("of the ceiling", row["of_ceiling"], at_least=0.75 if small else 0.95),
         _aim("cpu ms beside decode, resize, engine", (budget or {}).get("beside_ms"), at_most=0.5),
+        _aim("cpu ms of a refusal", (budget or {}).get("refusal_ms"), at_most=0.05),
         _aim("ms beside decode and inference, 1 connection", ours["alone"]["overhead_ms"], at_most=0.4),
         _aim(
             "ms beside decode and graph, introspect", ours["introspect"]["overhead_ms"], at_most=1.5,

@@ -17,7 +17,7 @@ import pytest
 from artifact.store import EMBEDDED
 from benchmarks.budget_clock import COLLECTION, StageClock, StageGone, threads_of_process
 from benchmarks.budget_server import DECODE, ENGINE, RESIZE, STAGES
-from benchmarks.http_budget import LOOP, NATIVE, OTHER, budget_of, measure_budget, print_budget
+from benchmarks.http_budget import LOOP, NATIVE, OTHER, budget_of, measure_budget, print_budget, refusal_ms
 from benchmarks.http_subject import photographs, subject
 
 MODULE = "module_of_a_test"
@@ -168,10 +168,22 @@ def test_a_budget_is_the_difference_of_two_counts(capsys: pytest.CaptureFixture[
     assert (found["clocks_ms"], found["calls_a_request"]) == (1, 2)
     assert found["beside_ms"] == 40 - 1 - (13 + 4 + 2 + 5)
     assert found["never_called"] == ["a:never"]
-    print_budget(found)
+    print_budget({**found, "refusal_ms": 0.0421, "refused": 12})
     out = capsys.readouterr().out
     assert "answer                                   2.000    5.0%" in out
     assert "renamed: a:never" in out
+    assert "a refusal takes 0.042 ms (12 of them at 3" in out
+
+
+def test_a_refusal_takes_what_answers_do_not() -> None:
+    each = {
+        "total_ms": 4.0,
+        "clocks_ms": 0.1,
+        "stages_ms": {"admission": 0.5, DECODE: 2.0, ENGINE: 1.0, NATIVE: 0.1},
+    }
+    whole = {"total_ms": 45.0, "clocks_ms": 1.0, "stages_ms": {"admission": 9.0, DECODE: 20.0, ENGINE: 11.0}}
+    assert refusal_ms(each, whole, 10, 50) == pytest.approx((45 - 1 - 31 - 10 * (4 - 0.1 - 3.1)) / 50)
+    assert refusal_ms(each, whole, 10, 0) is None
 
 
 @pytest.mark.slow
@@ -181,5 +193,6 @@ def test_the_budget_of_the_server(tmp_path: Path) -> None:
     budget = measure_budget(subject(EMBEDDED), photographs(None, tmp_path)[:3], 4, 1, 1)
     assert budget["requests"] > 0
     assert budget["never_called"] == []
+    assert budget["refused"] >= 0
     assert all(budget["stages_ms"][stage] > 0 for stage in STAGES)
     assert sum(budget["stages_ms"].values()) + budget["ended_ms"] == pytest.approx(budget["total_ms"])
