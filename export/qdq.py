@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -22,6 +22,11 @@ LARGEST_WEIGHT = {7: 64, 8: 127}
 MIN_SCALE = {"float16": 2.0**-20, "float32": 2.0**-60}
 
 
+# Which inputs of a residual addition are rounded: both, or only the shortcut, so that the branch's sum reaches
+# the addition in floating point. NVIDIA's ModelOpt places Q/DQ in the second way.
+Additions = Literal["both", "shortcut"]
+
+
 @dataclass(frozen=True)
 class QuantParams:
     """q = round(x / scale) + zero_point."""
@@ -32,17 +37,23 @@ class QuantParams:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How int8 for CPUs and int8 for TensorRT differ: signed activations, and the bits of the weights."""
+    """How int8 for CPUs and int8 for TensorRT differ: signed activations, and the bits of the weights.
+
+    `additions`: which inputs of residual additions are rounded.
+    """
 
     signed: bool
     weight_bits: int
+    additions: Additions = "both"
 
     @property
     def largest(self) -> int:
         return LARGEST_WEIGHT[self.weight_bits]
 
 
-def rounded_tensors(graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto]) -> dict[str, str]:
+def rounded_tensors(
+    graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto], additions: Additions = "both"
+) -> dict[str, str]:
     """Return the tensors to be rounded, each with the tensor whose range it has: itself or one before it.
 
     Rounded are the inputs of `layers` and of residual additions, and tensors that PASSING operators put
@@ -50,9 +61,11 @@ def rounded_tensors(graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto]) ->
     """
     constants = {tensor.name for tensor in graph.initializer}
     found = {node.input[0] for node in layers}
+    depths = _depths(graph)
     for node in graph.node:
         if node.op_type == "Add" and not constants & set(node.input):
-            found |= set(node.input)
+            sides = sorted(node.input, key=lambda name: depths[name])  # the branch has more layers
+            found |= set(sides if additions == "both" else sides[:1])
     for node in reversed(graph.node):
         if node.op_type in PASSING and node.output[0] in found:
             found.add(node.input[0])
@@ -61,6 +74,15 @@ def rounded_tensors(graph: onnx.GraphProto, layers: Iterable[onnx.NodeProto]) ->
         if node.op_type in PASSING and node.input[0] in found:
             origins[node.output[0]] = origins[node.input[0]]
     return origins
+
+
+def _depths(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return for every tensor the largest number of layers on a path to it."""
+    depths: dict[str, int] = {}
+    for node in graph.node:
+        depth = max((depths.get(name, 0) for name in node.input), default=0) + (node.op_type in LAYERS)
+        depths |= dict.fromkeys(node.output, depth)
+    return depths
 
 
 def own_constants(proto: onnx.ModelProto, layers: Iterable[onnx.NodeProto]) -> None:

@@ -28,6 +28,7 @@ from export.qdq import (
     LARGEST_WEIGHT,
     LAYERS,
     MIN_SCALE,
+    Additions,
     QuantParams,
     Scheme,
     Writer,
@@ -53,6 +54,7 @@ def quantize(
     dataset: str,
     weight_bits: int | None = None,
     kept_layers: Sequence[str] = (),
+    additions: Additions = "both",
 ) -> Quantization:
     """Write a classify graph in int8 to `out`, with ranges that are measured on the images.
 
@@ -63,11 +65,12 @@ def quantize(
         weight_bits: 8, or 7: half of the range. Processors without VNNI add two products u8 * s8 in 16 bits,
             where 2 * 255 * 64 still fits. Default: 7 for int8, which costs next to nothing; 8 for int8-trt.
         kept_layers: names of nodes that stay in floating point; see `sensitivities`.
+        additions: which inputs of residual additions are rounded.
 
     Raises:
         QuantizeError: not such a graph, images of another shape or none, no such layer.
     """
-    proto, scheme = onnx.load(graph), _scheme(precision, weight_bits)
+    proto, scheme = onnx.load(graph), _scheme(precision, weight_bits, additions)
     _check(proto, images_NHW3, scheme)
     layers = _layers(proto.graph, kept_layers)
     own_constants(proto, layers)
@@ -121,14 +124,14 @@ def _logits(proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8]) -> NDArray[n
 # --- what is rounded ---------------------------------------------------------------------------------
 
 
-def _scheme(precision: Int8, weight_bits: int | None) -> Scheme:
+def _scheme(precision: Int8, weight_bits: int | None, additions: Additions = "both") -> Scheme:
     """Return the scheme of a precision; raise QuantizeError: no such precision or number of bits."""
     if precision not in get_args(Int8):
         raise QuantizeError(f"{precision} is not made by calibration: expected {' or '.join(get_args(Int8))}")
     weight_bits = weight_bits or (7 if precision == "int8" else 8)
     if weight_bits not in LARGEST_WEIGHT:
         raise QuantizeError(f"weights of {weight_bits} bits: expected 7 or 8")
-    return Scheme(precision == "int8-trt", weight_bits)
+    return Scheme(precision == "int8-trt", weight_bits, additions)
 
 
 def _check(proto: onnx.ModelProto, images_NHW3: NDArray[np.uint8], scheme: Scheme) -> None:
@@ -168,7 +171,7 @@ def _all_quant_params(
     proto: onnx.ModelProto, layers: Sequence[onnx.NodeProto], images_NHW3: NDArray[np.uint8], scheme: Scheme
 ) -> dict[str, QuantParams]:
     """Return scale and zero point of every tensor to be rounded."""
-    origins = rounded_tensors(proto.graph, layers)
+    origins = rounded_tensors(proto.graph, layers, scheme.additions)
     calibrated = [name for name, origin in origins.items() if name == origin]
     num_levels = 255 if scheme.signed else 256
     ranges = calibrate(lambda: observe(proto, images_NHW3, calibrated), num_levels, scheme.signed)

@@ -165,6 +165,20 @@ def test_trt_is_symmetric_with_both_sides_of_every_addition_rounded(int8_trt: Ro
             assert int8_trt.maker(int8_trt.maker(name).input[0]).op_type == "QuantizeLinear"
 
 
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_the_shortcut_alone_of_every_addition_is_rounded_on_request(variant: str, tmp_path: Path) -> None:
+    graph = export("resnet20", tmp_path / "fp16.onnx", "fp16", variant=variant)
+    rounded = make(graph, tmp_path / "int8-trt.onnx", "int8-trt", additions="shortcut")
+    assert len(rounded.additions()) == 9
+    for node in rounded.additions():
+        makers = [rounded.maker(name).op_type for name in node.input]
+        assert sorted(makers) == ["Conv", "DequantizeLinear"]
+    both = make(graph, tmp_path / "both.onnx", "int8-trt")
+    answers = [run_as_written(each.path, "int8-trt", FRESH) for each in (rounded, both)]
+    exact = run_as_written(graph, "fp16", FRESH)
+    assert [((each - exact) ** 2).mean() < 0.02 * exact.var() for each in answers] == [True, True]
+
+
 def test_trt_is_fp16_where_it_is_not_int8(int8_trt: Rounded) -> None:
     for layer in int8_trt.layers:
         values, scale, _ = (int8_trt.constants[name] for name in int8_trt.maker(layer.input[1]).input)
