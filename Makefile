@@ -23,7 +23,7 @@ export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-fast lint types check format train export bench bench-http bench-introspection install install-dev clean
+.PHONY: help serve test test-fast lint types check format train export bench bench-http bench-introspection bench-gpu gpu-wheels install install-dev clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -64,6 +64,16 @@ bench-http: install-dev ## measure the server beside its peers; needs wrk, makes
 
 bench-introspection: install-dev ## measure introspection beside captum, grad-cam and TorchLens; makes .venv-introspection-peers
 	$(BIN)/python -m benchmarks.introspection $(ARGS)
+
+# With .venv where there is one, else with the machine's Python: one that is lent for an hour has torch, and no network.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+WHEELS     ?= gpu-wheels
+
+bench-gpu: ## measure everything on a machine with an NVIDIA GPU: ARGS="--wheels FOLDER --out FILE", takes 8 minutes
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+
+gpu-wheels: ## fetch what such a machine lacks, as wheels in pieces: WHEELS=gpu-wheels ARGS="--piece-mb 20"
+	$(GPU_PYTHON) -m benchmarks.gpu_wheels $(WHEELS) $(ARGS)
 
 install: $(VENV)/.installed ## create .venv with what serving needs, and no torch
 

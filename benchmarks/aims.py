@@ -21,7 +21,8 @@ class Aim:
 
     Attributes:
         value: returns the number from the rows; None if no row has it.
-        feature: a feature of the processor, or a word in the GPU's name, that the aim needs.
+        feature: a feature of the processor, or a word in the GPU's name, that the aim needs; or several such
+            with `or` between them.
     """
 
     what: str
@@ -91,11 +92,11 @@ AIMS = (
     Aim("introspect / classify, GPU fp16", to_classify(precision="fp16"), 0.8, device="cuda"),
     Aim(
         "fp16 images/s at batch 128 or more", large_batches, 18_000,
-        feature="H100", device="cuda", only_resnet50=True,
+        feature="H100 or H200", device="cuda", only_resnet50=True,
     ),
     Aim(
         "fp16 ms at batch 1", one_image, at_most=1.2,
-        feature="H100", device="cuda", only_resnet50=True,
+        feature="H100 or H200", device="cuda", only_resnet50=True,
     ),
 )  # fmt: skip
 
@@ -127,7 +128,8 @@ def judge(architecture: str, pixels: int, rows: Rows, machine: Machine) -> list[
 def _not_applicable(aim: Aim, architecture: str, pixels: int, machine: Machine) -> str | None:
     if aim.device != machine.device:
         return "no GPU" if aim.device == "cuda" else "measured on the GPU"
-    if aim.feature and aim.feature not in (*machine.features, *(machine.gpu or "").split()):
+    present = {*machine.features, *(machine.gpu or "").split()}
+    if aim.feature and present.isdisjoint(aim.feature.split(" or ")):
         return f"no {'AMX' if aim.feature.startswith('amx') else aim.feature}"
     if aim.only_resnet50 and (architecture, pixels) != RESNET_50:
         return "only for ResNet-50 at 224 pixels"

@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httptools
 import uvloop
@@ -58,17 +58,23 @@ class Connection(asyncio.Protocol):
             self._status.set_result(0)
 
 
-async def run(
-    url: str, rate: float, seconds: float, patience: float, content_type: str, files: list[str]
-) -> list[tuple[float, float, int, float]]:
-    address, idle, answers = urlsplit(url), list[Connection](), list[tuple[float, float, int, float]]()
+def requests_of(url: str, content_type: str, files: list[str]) -> tuple[SplitResult, list[bytes]]:
+    """Return the address of a URL, and a whole POST request for each file as its body."""
+    address = urlsplit(url)
     head = f"POST {url.partition(address.netloc)[2]} HTTP/1.1\r\nHost: {address.netloc}\r\n"
     bodies = [Path(name).read_bytes() for name in files]
-    loop = asyncio.get_running_loop()
-    requests = [
+    return address, [
         f"{head}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         for body in bodies
     ]
+
+
+async def run(
+    url: str, rate: float, seconds: float, patience: float, content_type: str, files: list[str]
+) -> list[tuple[float, float, int, float]]:
+    address, requests = requests_of(url, content_type, files)
+    idle, answers = list[Connection](), list[tuple[float, float, int, float]]()
+    loop = asyncio.get_running_loop()
 
     async def ask(due: float, request: bytes) -> None:
         status, begun = 0, time.perf_counter()

@@ -22,8 +22,8 @@ LARGEST_WEIGHT = {7: 64, 8: 127}
 MIN_SCALE = {"float16": 2.0**-20, "float32": 2.0**-60}
 
 
-# Which inputs of a residual addition are rounded: both, or only the shortcut, so that the branch's sum reaches
-# the addition in floating point. NVIDIA's ModelOpt places Q/DQ in the second way.
+# Which inputs of a residual addition are rounded: both, or only the shortcut, as NVIDIA's ModelOpt does. The
+# branch's sum then reaches the addition in floating point.
 Additions = Literal["both", "shortcut"]
 
 
