@@ -27,8 +27,8 @@ PACKAGES = (
     # Serving.
     "onnxruntime-gpu",
     "annotated-types", "cachetools", "fastapi", "fastapi-offline", "httptools", "platformdirs", "pydantic",
-    "pydantic-core", "pydantic-settings", "python-dotenv", "python-multipart", "rich-argparse", "shtab", "simplejpeg",
-    "starlette", "typing-inspection", "uvicorn", "uvloop", "watchfiles", "websockets",
+    "pydantic-core", "pydantic-settings", "python-dotenv", "python-multipart", "rich-argparse", "shtab",
+    "simplejpeg", "starlette", "typing-inspection", "uvicorn", "uvloop", "watchfiles", "websockets",
     # Training.
     "datasets", "dill", "lightning-fabric", "lightning-utilities", "multiprocess",
 )  # fmt: skip
