@@ -26,9 +26,10 @@ PLATFORMS = ("2_28", "2_27", "2_17", "2_5", "2_34")  # manylinux; pip compares t
 PACKAGES = (
     # Serving.
     "onnxruntime-gpu",
-    "annotated-types", "cachetools", "fastapi", "fastapi-offline", "httptools", "platformdirs", "pydantic",
-    "pydantic-core", "pydantic-settings", "python-dotenv", "python-multipart", "rich-argparse", "shtab",
-    "simplejpeg", "starlette", "typing-inspection", "uvicorn", "uvloop", "watchfiles", "websockets",
+    "annotated-types", "cachetools", "fastapi", "fastapi-offline", "httptools", "opentelemetry-api",
+    "platformdirs", "pydantic", "pydantic-core", "pydantic-settings", "python-dotenv", "python-multipart",
+    "rich-argparse", "shtab", "simplejpeg", "starlette", "typing-inspection", "uvicorn", "uvloop",
+    "watchfiles", "websockets",
     # Training.
     "datasets", "dill", "lightning-fabric", "lightning-utilities", "multiprocess",
 )  # fmt: skip
