@@ -69,13 +69,19 @@ with contextlib.suppress(OSError, AttributeError):  # another build of Pillow ke
 class Decoded:
     """A photograph as it is stored, and its orientation."""
 
-    image: Image.Image  # RGB, or L if it has no colours
+    image: Image.Image  # RGB, or L if it has no colours; of each side 1/scale, rounded up
+    width: int  # of the file, as are the next ones
+    height: int
+    scale: int  # 1, or of a JPEG that was decoded smaller: 2, 4 or 8
     format: str  # "jpeg", "png", "webp", "gif", "tiff", "bmp"
     orientation: int  # of EXIF; 1 to 8, where 1 is upright
 
 
-def decode(data: bytes, limits: Limits) -> Decoded:
+def decode(data: bytes, limits: Limits, min_side: int = 0) -> Decoded:
     """Return the photograph in a file, transparency over white, 16 bits and more scaled to 8.
+
+    Args:
+        min_side: decode a JPEG at 1/2, 1/4 or 1/8 if both sides keep that many pixels; 0: at full size.
 
     Raises:
         ImageError: `data` is no usable image; the error says why.
@@ -83,9 +89,11 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     image_format = sniff(data, limits)
     if image_format == "jpeg":
         file = read_jpeg(data)
-        picture = jpeg.decode(file, limits.max_pixels)
-        if picture is not None:
-            return Decoded(picture, image_format, orientation(file.exif))
+        picture = jpeg.decode(file, limits.max_pixels, min_side)
+        if picture is not None and file.frame is not None:
+            width, height = file.frame.width, file.frame.height
+            scale = jpeg.scale_for(width, height, min_side)
+            return Decoded(picture, width, height, scale, image_format, orientation(file.exif))
     if warnings.filters[0] != _SILENCE:  # another filter, such as pytest's, was put before ours
         warnings.filterwarnings("ignore", module=r"PIL\.")
     source = _Source()
@@ -97,10 +105,15 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         _check_size(image, limits)
         if isinstance(image, PngImagePlugin.PngImageFile):
             _scale_colour_key(image)
+        full, scale = image.size, 1
+        if image_format == "jpeg" and (scale := jpeg.scale_for(*full, min_side)) > 1:
+            image.draft(None, (full[0] // scale, full[1] // scale))
         image.load()
         # Pillow turns a TIFF upright by itself while it loads it.
         exif = b"" if image_format == "tiff" else exif or image.info.get("exif", b"")
-        return Decoded(_to_rgb_or_grey(image), image_format, orientation(exif))
+        picture = _to_rgb_or_grey(image)
+        width, height = full if scale > 1 else picture.size
+        return Decoded(picture, width, height, scale, image_format, orientation(exif))
     except ImageError:
         raise
     except Exception as error:  # Pillow passes on any exception of its parsers

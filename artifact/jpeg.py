@@ -23,8 +23,17 @@ _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all Huffman-cod
 _COLOURS = {1: (("Gray",), "GRAY"), 3: (("YCbCr", "RGB"), "RGBX")}
 
 
-def decode(file: JpegFile, max_pixels: int) -> Image.Image | None:
-    """Return the picture, RGB or L; None if it must be left to Pillow, which says what is wrong with it."""
+def scale_for(width: int, height: int, min_side: int) -> int:
+    """Return the largest of 8, 4, 2 and 1 by which both sides can be divided and keep `min_side` pixels."""
+    return next((scale for scale in (8, 4, 2) if min_side and min(width, height) >= min_side * scale), 1)
+
+
+def decode(file: JpegFile, max_pixels: int, min_side: int = 0) -> Image.Image | None:
+    """Return the picture, RGB or L; None if it must be left to Pillow, which says what is wrong with it.
+
+    Args:
+        min_side: decode at the scale that `scale_for` gives for it; 0: at full size.
+    """
     frame = file.frame
     if simplejpeg is None or frame is None or frame.marker not in _FRAMES or frame.bits != 8:
         return None
@@ -37,9 +46,14 @@ def decode(file: JpegFile, max_pixels: int) -> Image.Image | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(file.data)
         if (width, height) != (frame.width, frame.height) or colours not in possible:
             return None
-        # Strict: what libjpeg only warns of is an error too.
-        pixels = simplejpeg.decode_jpeg(file.data, wanted, fastdct=False, fastupsample=False, strict=True)
+        # The smallest scale of libjpeg's n/8 that is not below the size asked for: exactly that size. Strict:
+        # what libjpeg only warns of is an error too.
+        scale = scale_for(width, height, min_side)
+        size = (-(-height // scale), -(-width // scale)) if scale > 1 else (0, 0)
+        pixels = simplejpeg.decode_jpeg(file.data, wanted, False, False, *size, strict=True)
     except Exception:  # damaged, cut, out of memory
+        return None
+    if pixels.shape[:2] != (size if scale > 1 else (height, width)):
         return None
     return _image_of(pixels)
 

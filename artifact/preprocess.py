@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifact.decode import decode
+from artifact.decode import Decoded, decode
 from artifact.image_bytes import ImageError, Limits
 from artifact.manifest import Preprocessing
 
@@ -28,6 +28,9 @@ Row = Mapping[str, NDArray[Any]]  # a graph's inputs for one image, by name, wit
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 Size = tuple[int, int]  # width, height
 Edge = TypeVar("Edge", int, float)
+# A JPEG is decoded smaller only if its shorter side keeps this many times the resized side. The embedded
+# model loses 1.2 points of top-1 at 2.0 times and 0.4 at 2.5; from 2.75 on 0.06, which is within chance.
+SCALED_MARGIN = 2.75
 LONGEST = 4  # largest ratio of the sides at which a photograph is resized whole and then cropped
 
 _RESAMPLING = {
@@ -78,23 +81,31 @@ def preprocess(
     """
     if spec.crop > spec.resize:
         raise ValueError(f"the crop of {spec.crop} pixels is larger than the resized side of {spec.resize}")
-    decoded = decode(data, limits)
+    decoded = decode(data, limits, scaled_min_side(spec))
     image, turn = decoded.image, _TURNS.get(decoded.orientation)
-    width, height = image.size[::-1] if turn and turn[1] else image.size
+    stored = decoded.width, decoded.height
+    width, height = stored[::-1] if turn and turn[1] else stored
     resized, crop_box = _window(width, height, spec)
     box = _scaled(crop_box, resized, (width, height))
     # Turning the small crop instead of the whole photograph saves about 17 ms on one of 12 megapixels.
     if max(resized) <= LONGEST * min(resized):
         stored_size = resized[::-1] if turn and turn[1] else resized
         stored_box = _as_stored(crop_box, stored_size, decoded.orientation)
-        seen = _resize_and_crop(image, stored_size, stored_box, _RESAMPLING[spec.interpolation])
+        seen = _resize_and_crop(decoded, stored_size, stored_box, _RESAMPLING[spec.interpolation])
     else:
-        seen = _resample(image, _as_stored(box, image.size, decoded.orientation), spec)
+        x0, y0, x1, y1 = (edge / decoded.scale for edge in _as_stored(box, stored, decoded.orientation))
+        seen = _resample(image, (x0, y0, x1, y1), spec)
     pixels = np.array(_rgb(seen.transpose(turn[0]) if turn else seen))
     original = None
     if keep_original:
-        original = _rgb(image.transpose(turn[0]) if turn else image)
+        whole = image if decoded.scale == 1 else decode(data, limits).image
+        original = _rgb(whole.transpose(turn[0]) if turn else whole)
     return Preprocessed(pixels, decoded.format, width, height, _whole_pixels(box, width, height), original)
+
+
+def scaled_min_side(spec: Preprocessing) -> int:
+    """Return the pixels that both sides of a JPEG keep when it is decoded smaller; 0: it never is."""
+    return math.ceil(SCALED_MARGIN * spec.resize) if spec.scaled_decoding else 0
 
 
 def _window(width: int, height: int, spec: Preprocessing) -> tuple[Size, tuple[int, int, int, int]]:
@@ -112,23 +123,22 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _resize_and_crop(
-    image: Image.Image, size: Size, crop: tuple[int, int, int, int], resampling: Image.Resampling
+    photograph: Decoded, size: Size, crop: tuple[int, int, int, int], resampling: Image.Resampling
 ) -> Image.Image:
-    """Return the bytes of `image.resize(size, resampling).crop(crop)`.
+    """Return the bytes of `photograph.image.resize(size, resampling).crop(crop)`.
 
     Along an axis whose scale is a fraction over a power of two, only what the crop shows is resampled: the
     edges of the crop are then exact in Pillow's float32, and so are all its coefficients.
     """
-    x0, x1 = (crop[0], crop[2]) if _is_exact(image.width, size[0]) else (0, size[0])
-    y0, y1 = (crop[1], crop[3]) if _is_exact(image.height, size[1]) else (0, size[1])
+    # The last pixel of an image that was decoded smaller may lie partly beyond the photograph, so the sides
+    # are counted in the photograph's own pixels, and divided by the scale at last.
+    image, width, height = photograph.image, photograph.width, photograph.height
+    columns, rows = size[0] * photograph.scale, size[1] * photograph.scale
+    x0, x1 = (crop[0], crop[2]) if _is_exact(width, columns) else (0, size[0])
+    y0, y1 = (crop[1], crop[3]) if _is_exact(height, rows) else (0, size[1])
     if _vertical_first(image.size, size) != _vertical_first(image.size, (x1 - x0, y1 - y0)):
         (x0, y0), (x1, y1) = (0, 0), size
-    box = (
-        x0 * image.width / size[0],
-        y0 * image.height / size[1],
-        x1 * image.width / size[0],
-        y1 * image.height / size[1],
-    )
+    box = (x0 * width / columns, y0 * height / rows, x1 * width / columns, y1 * height / rows)
     resized = image.resize((x1 - x0, y1 - y0), resampling, box=box)
     return resized.crop((crop[0] - x0, crop[1] - y0, crop[2] - x0, crop[3] - y0))
 

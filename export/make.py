@@ -28,6 +28,7 @@ from export.source import (
     kind_of,
     options_of,
 )
+from models.checkpoint import CheckpointMetadata
 from models.pretrained import Pretrained, resolve
 from models.resnet import ResNet
 
@@ -71,8 +72,15 @@ def make_artifact(request: Request, fetch: Fetch | None = None, say: Say = lambd
     check_replaceable(out.resolve())
     network = _read(request, kind, partial(fetch, row) if fetch and row else None, say)
     network = replace(network, origin=replace(network.origin, options=options))
+    if request.scaled_decoding:
+        network = replace(network, metadata=_with_scaled_decoding(network.metadata))
     manifest = _export(network, request, out)
     return Made(out, manifest, made=True)
+
+
+def _with_scaled_decoding(metadata: CheckpointMetadata) -> CheckpointMetadata:
+    served = metadata.preprocessing.model_copy(update={"scaled_decoding": True})
+    return metadata.model_copy(update={"preprocessing": served})
 
 
 def _read(request: Request, kind: SourceKind, found: Callable[[], Found] | None, say: Say) -> Network:

@@ -64,6 +64,7 @@ class Request:
         architecture, changes, labels: for files of weights only: a row of the zoo, changes to its fields, and
             a file with the names of the classes.
         preprocessing: changes to `Preprocessing`; for published weights and files of weights.
+        scaled_decoding: see `Preprocessing`; of any source.
         precisions: the precisions beside fp32, and their images.
         training: what is trained before the export.
         time_graphs, measure_reference: see `export.precisions.ExportPlan`.
@@ -79,6 +80,7 @@ class Request:
     changes: Mapping[str, str] = field(default_factory=dict)
     labels: Path | None = None
     preprocessing: Mapping[str, object] = field(default_factory=dict)
+    scaled_decoding: bool = False
     precisions: PrecisionRequest = field(default_factory=PrecisionRequest)
     training: Training = field(default_factory=Training)
     time_graphs: TimeGraphs | None = None
@@ -140,6 +142,7 @@ def options_of(request: Request) -> dict[str, object]:
     training = request.training
     options: dict[str, object] = {
         "preprocessing": dict(request.preprocessing),
+        "scaled_decoding": request.scaled_decoding,
         "architecture": request.architecture and architecture(request.architecture).name,
         "changes": dict(request.changes),
         "labels_sha256": request.labels and _sha256_of_labels(request.labels),

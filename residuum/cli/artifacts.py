@@ -64,6 +64,12 @@ def _weights_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--interpolation", choices=("bilinear", "bicubic", "lanczos"), help="how images are resized"
     )
+    parser.add_argument(
+        "--scaled-decoding",
+        action="store_true",
+        help="decode JPEGs at 1/2, 1/4 or 1/8 of their size where they stay much larger than the input: "
+        "faster, but not the pixels of torchvision",
+    )
     file = parser.add_argument_group("a file of other people's weights")
     file.add_argument("--architecture", metavar="NAME", help="a row of the zoo (default: by the tensors)")
     file.add_argument(
@@ -200,6 +206,7 @@ def _request(args: argparse.Namespace, settings: PullSettings) -> Request:
         changes=field_values(args.set),
         labels=args.labels,
         preprocessing=given(args, PREPROCESSING),
+        scaled_decoding=args.scaled_decoding,
         precisions=_precision_request(args),
         training=Training(args.prune, args.prune_epochs, args.qat_epochs),
         time_graphs=partial(time_graphs, load_settings(max_batch_size=8)),

@@ -53,6 +53,7 @@ def test_the_directory_is_what_is_given_or_the_usual_name(tmp_path: Path) -> Non
 def test_what_is_trained_is_another_option(tmp_path: Path) -> None:
     """Else a pruned artifact would count as the one that was asked for."""
     assert options_of(Request("resnet50", tmp_path)) == {}
+    assert options_of(Request("resnet50", tmp_path, scaled_decoding=True)) == {"scaled_decoding": True}
     pruned = Request("resnet50", tmp_path, training=Training(prune=0.3))
     assert options_of(pruned) == {"prune": 0.3, "prune_epochs": 1}
     with pytest.raises(SourceError, match="--data: give it"):
