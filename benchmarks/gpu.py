@@ -185,6 +185,7 @@ def run_steps(
         "failures": [
             f"{name}: {problem}" for name in names for problem in _problems(documents.get(name, {}))
         ],
+        "unavailable": sorted({reason for name in names for reason in _unavailable(documents.get(name, {}))}),
         "skipped": [name for name in names if "skipped" in documents.get(name, {})],
         **documents,
     }
@@ -193,6 +194,11 @@ def run_steps(
 def _problems(document: dict[str, Any]) -> list[str]:
     error = [document["error"].splitlines()[-1]] if document.get("error") else []
     return [*error, *document.get("failures", [])]
+
+
+def _unavailable(document: dict[str, Any]) -> list[str]:
+    rows = [row for row in document.get("rows", []) if isinstance(row, dict) and "unavailable" in row]
+    return [f"{row['way']}: {row['unavailable']}" for row in rows]
 
 
 def _start(step: Step, context: Context, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -64,7 +64,7 @@ def int8(context: Context) -> dict[str, Any]:
             for row in rows_of(way, served, graph, device, sizes, seconds, context.folder / "plans"):
                 document["rows"].append(row | {"additions": additions})
                 context.keep("int8", document)
-    document["failures"] += failures(document["rows"])
+    document["failures"] += failures(document["rows"], may_be_none=True)
     best = fastest([row for row in document["rows"] if row.get("batch") == sizes[-1]])
     return document | {"faster": best and best["additions"]}
 

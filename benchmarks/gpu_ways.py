@@ -185,9 +185,13 @@ def fastest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return max(timed, key=lambda row: row["images_per_s"], default=None)
 
 
-def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return which rows have wrong answers or errors; what is not available is no failure."""
-    return [
+def failures(rows: Sequence[Mapping[str, Any]], *, may_be_none: bool = False) -> list[str]:
+    """Return which rows have wrong answers or errors, and whether nothing ran.
+
+    What is not available is no failure, unless nothing else ran and not `may_be_none`.
+    """
+    nothing = [] if may_be_none or any("right" in row for row in rows) else ["nothing ran"]
+    return nothing + [
         f"{row['way']} {row.get('graph', '')} {row.get('precision', '')} batch {row.get('batch', '-')}: "
         + str(row.get("error") or f"logits differ by {row.get('max_abs_delta_logit')}")
         for row in rows
