@@ -29,7 +29,7 @@ from benchmarks.aims import print_aims
 from benchmarks.http_budget import measure_budget, print_budget
 from benchmarks.http_chart import draw
 from benchmarks.http_loads import OVERLOADS, measure_ours, peak
-from benchmarks.http_report import judge, print_ceiling, print_ours, print_servers
+from benchmarks.http_report import judge, print_ceiling, print_ours, print_servers, ratio_of
 from benchmarks.http_servers import OURS, SERVERS, Server, ServerFailed, make_peers_venv, running, top_classes
 from benchmarks.http_subject import (
     Subject,
@@ -90,7 +90,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=2, help="times that every server is measured (default: 2)"
     )
-    parser.add_argument("--seconds", type=float, default=6, help="duration of each measurement (default: 6)")
+    parser.add_argument("--seconds", type=float, default=5, help="duration of each measurement (default: 5)")
     parser.add_argument(
         "--warmup", type=float, default=2, help="seconds of load before each measurement (default: 2)"
     )
@@ -138,7 +138,13 @@ def bench_model(
     name: str, args: argparse.Namespace, files: Sequence[Path], machine: Machine
 ) -> dict[str, Any]:
     """Print and return what was measured of one model."""
-    served = subject(name)
+    with tempfile.TemporaryDirectory() as folder:
+        return _bench_served(name, subject(name, Path(folder)), args, files, machine)
+
+
+def _bench_served(
+    name: str, served: Subject, args: argparse.Namespace, files: Sequence[Path], machine: Machine
+) -> dict[str, Any]:
     servers = [server for server in SERVERS if _is_measured(server, served, args.server)]
     best = ceiling(served, files, min(CEILING_S, args.seconds))
     print_ceiling(best, served.manifest.name, files)
@@ -178,6 +184,8 @@ def bench_model(
 
 
 def _is_measured(server: Server, served: Subject, asked: Sequence[str] | None) -> bool:
+    if server.full and served.full is None:
+        return False
     if asked:
         return server.name in asked
     return server.name != "tutorial" or served.weights is not None
@@ -218,12 +226,7 @@ def summarise_rounds(rows: dict[str, dict[str, Any]], ceilings: Sequence[float])
         done = [one for one in row["rounds"] if "problem" not in one]
         for name in ("requests_per_s", "p50_ms", "p99_ms", "server_ms", "client_ms"):
             row[name] = statistics.median(one[name] for one in done) if done else None
-        ratios = [
-            own["requests_per_s"] / other["requests_per_s"]
-            for own, other in zip(ours, row["rounds"], strict=False)
-            if other.get("requests_per_s")
-        ]
-        row["ours_is_times"] = statistics.median(ratios) if ratios else None
+        row["ours_is_times"] = ratio_of(ours, row["rounds"])
         shares = [
             one["requests_per_s"] / ceiling
             for one, ceiling in zip(row["rounds"], ceilings, strict=True)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from artifact.store import EMBEDDED
+from benchmarks.http_servers import LITSERVE_FULL, OURS_FULL
 from benchmarks.http_subject import Ceiling
 from benchmarks.theory import Machine
 
 Rows = Mapping[str, Mapping[str, Any]]
+LITSERVES = ("litserve-ort", "litserve-openvino")
 
 
 def print_ceiling(best: Ceiling, model: str, files: Sequence[Path]) -> None:
@@ -85,6 +87,16 @@ def print_ours(ours: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         )
 
 
+def ratio_of(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the median of the rounds' ratios of speed, of those in which both were measured."""
+    ratios = [
+        own["requests_per_s"] / other["requests_per_s"]
+        for own, other in zip(ours, theirs, strict=False)
+        if own.get("requests_per_s") and other.get("requests_per_s")
+    ]
+    return statistics.median(ratios) if ratios else None
+
+
 def judge(
     rows: Rows,
     ours: Mapping[str, Any] | None,
@@ -138,10 +150,13 @@ def _against_peers(
         found = [rows[name]["ours_is_times"] for name in names if name in rows]
         return min((ratio for ratio in found if ratio is not None), default=None)
 
+    full = None
+    if OURS_FULL in rows and LITSERVE_FULL in rows:
+        full = ratio_of(rows[OURS_FULL]["rounds"], rows[LITSERVE_FULL]["rounds"])
     return [
-        _aim(
-            "/ the better LitServe", times("litserve-ort", "litserve-openvino"), at_least=1.6, why=only_small
-        ),
+        _aim("/ the better LitServe", times(*LITSERVES), at_least=1.6, why=only_small),
+        _aim("/ LitServe, both decoding at full size", full, at_least=1.6, why=only_small),
+        _aim("/ LitServe that decodes at full size", times(LITSERVE_FULL), at_least=2.0, why=only_small),
         _aim("/ FastAPI + ORT int8", times("fastapi"), at_least=2.0, why=only_small),
         _aim("/ LitServe on the same engine", times(same), at_least=1.1, why=only_large),
         _aim("/ LitServe + ORT int8", times("litserve-ort"), at_least=3.3, why=amx),

@@ -53,6 +53,7 @@ class Server:
     path: str  # the path that takes images
     field: str | None  # the form field of an image; None: the image is the body
     environment: tuple[tuple[str, str], ...] = ()
+    full: bool = False  # decodes at full size, although the artifact may say otherwise
 
 
 def _uvicorn(module: str, *flags: str) -> tuple[str, ...]:
@@ -84,6 +85,12 @@ SERVERS = (
     ),
 )  # fmt: skip
 
+
+OURS_FULL, LITSERVE_FULL = "residuum-full", "litserve-full"
+SERVERS += (
+    replace(SERVERS[0], name=OURS_FULL, title="Residuum, decoding at full size", full=True),
+    replace(SERVERS[3], name=LITSERVE_FULL, title="LitServe + ORT, decoding at full size", full=True),
+)
 
 # Our server with clocks in it: for the budget, not compared with others.
 BUDGET = replace(
@@ -203,13 +210,18 @@ def _peers_python() -> str:
 
 
 def _command(server: Server, subject: Subject, port: int) -> list[str]:
-    python = sys.executable if server.name in (OURS, BUDGET.name) else _peers_python()
-    return [python, *(part.format(port=port, artifact=subject.directory) for part in server.command)]
+    python = sys.executable if server.name in (OURS, OURS_FULL, BUDGET.name) else _peers_python()
+    artifact = _artifact(server, subject)
+    return [python, *(part.format(port=port, artifact=artifact) for part in server.command)]
+
+
+def _artifact(server: Server, subject: Subject) -> Path:
+    return subject.full if server.full and subject.full is not None else subject.directory
 
 
 def _environment(server: Server, subject: Subject) -> dict[str, str]:
     """Return the environment of a server: ours keeps RESIDUUM_*; telemetry of all libraries is off."""
-    own = {"PEER_ARTIFACT": str(subject.directory), **dict(server.environment)}
+    own = {"PEER_ARTIFACT": str(_artifact(server, subject)), **dict(server.environment)}
     if subject.weights is not None:
         own["PEER_WEIGHTS"] = str(subject.weights)
     quiet = {"BENTOML_DO_NOT_TRACK": "true", "ORT_DISABLE_TELEMETRY": "1"}

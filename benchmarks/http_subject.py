@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,18 +36,28 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Subject:
-    """An artifact with an int8 graph, and the same weights as a file for torch, if there is one."""
+    """An artifact with an int8 graph, and the same weights as a file for torch, if there is one.
+
+    `full`: a copy that decodes at full size; None if the artifact itself does.
+    """
 
     directory: Path
     manifest: Manifest
     weights: Path | None
+    full: Path | None = None
 
 
-def subject(name: str) -> Subject:
-    """Return the embedded model, or `resnet50` with random weights, which takes minutes to make."""
+def subject(name: str, folder: Path | None = None) -> Subject:
+    """Return the embedded model, or `resnet50` with random weights, which takes minutes to make.
+
+    Args:
+        folder: where to make the copy that decodes at full size; without one none is made.
+    """
     if name == EMBEDDED:
         directory = find_artifact(EMBEDDED, Path())
-        return Subject(directory, read_manifest(directory), None)
+        manifest = read_manifest(directory)
+        full = folder and full_decoding(directory, folder) if manifest.preprocessing.scaled_decoding else None
+        return Subject(directory, manifest, None, full)
     directory = random_artifact(name, ("int8",), seed=SEED)
     weights = directory.with_name(f"{directory.name}.pt")
     if not weights.is_file():
@@ -55,6 +67,15 @@ def subject(name: str) -> Subject:
 
         torch.save(random_model(name, SEED)[0].state_dict(), weights)
     return Subject(directory, read_manifest(directory), weights)
+
+
+def full_decoding(directory: Path, folder: Path) -> Path:
+    """Return a copy of an artifact in `folder` that decodes every photograph at full size."""
+    copy = Path(shutil.copytree(directory, folder / f"{directory.name}-full"))
+    manifest = json.loads((copy / "manifest.json").read_text(encoding="utf-8"))
+    manifest["preprocessing"]["scaled_decoding"] = False
+    (copy / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return copy
 
 
 # --- photographs ------------------------------------------------------------------------------------

@@ -20,17 +20,28 @@ ARTIFACT = Path(os.environ["PEER_ARTIFACT"])  # the artifact's directory
 ENGINE = os.environ.get("PEER_ENGINE", "onnxruntime")
 MANIFEST: dict[str, Any] = json.loads((ARTIFACT / "manifest.json").read_text(encoding="utf-8"))
 RESIZE, CROP = MANIFEST["preprocessing"]["resize"], MANIFEST["preprocessing"]["crop"]
+SCALED_DECODING = MANIFEST["preprocessing"].get("scaled_decoding", False)
+SCALED_MARGIN = 2.75  # as artifact/preprocess.py has it
 NUM_CORES = len(os.sched_getaffinity(0))
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 def resize_and_crop(image: Image.Image) -> Image.Image:
-    """Resize the shorter side to RESIZE, and return the centre crop of CROP x CROP pixels."""
-    width, height = (RESIZE * side // min(image.size) for side in image.size)
+    """Resize the shorter side to RESIZE, and return the centre crop of CROP x CROP pixels.
+
+    A large JPEG that is not decoded yet is decoded at a smaller scale, if the artifact says so.
+    """
+    full = image.size
+    width, height = (RESIZE * side // min(full) for side in full)
+    scale = 1
+    if SCALED_DECODING and image.format == "JPEG":
+        scale = next((scale for scale in (8, 4, 2) if min(full) >= SCALED_MARGIN * RESIZE * scale), 1)
+        image.draft(None, (full[0] // scale, full[1] // scale))
     if image.mode != "RGB":  # converting RGB to RGB copies
         image = image.convert("RGB")
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    box = (0, 0, full[0] / scale, full[1] / scale)
+    image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
     left, top = round((width - CROP) / 2), round((height - CROP) / 2)
     return image.crop((left, top, left + CROP, top + CROP))
 
