@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pydantic_core
 
 from artifact.manifest import PERCENTILES, Block, Manifest, lens_blocks
@@ -106,7 +107,7 @@ def _header(seen: Seen, question: Question) -> dict[str, Any]:
         },
         "target": {name: target[name] for name in ("index", "label", "mode", "probability", "logit")},
         "predictions": predictions(seen, question.top_k),
-        "gates": [json_number(gate, LOGIT_DIGITS) for gate in question.gates_L],
+        "gates": json_numbers(question.gates_L, LOGIT_DIGITS),
     }
 
 
@@ -162,7 +163,7 @@ def _describe(block: Block) -> dict[str, Any]:
 
 def _group(seen: Seen, group: Group, blocks: Sequence[int]) -> list[Any]:
     """Return a group's value in each block: a number, an object, or a list of objects, best first."""
-    values, chosen = seen.values, list(blocks)
+    values, chosen = seen.values, np.array(blocks)
     if group.ranked:
         return [_ranked(values, group, index) for index in chosen]
     columns: dict[str, Sequence[Any]] = {

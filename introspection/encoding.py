@@ -8,6 +8,7 @@ Shapes: P positions of several blocks one after another.
 from __future__ import annotations
 
 import base64
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal
@@ -62,6 +63,8 @@ def encode_maps(
         elif encoding == "f16":
             too_large = np.fmax.reduceat(np.abs(values_P), starts) > _FLOAT16_MAX
             dtypes = ["f32" if large else "f16" for large in too_large]
+        with np.errstate(over="ignore"):  # blocks beyond float16's range are taken from float32
+            arrays = {dtype: values_P.astype(_DTYPES[dtype], copy=False).data for dtype in {*dtypes}}
         for block, shape, start, end, dtype in zip(blocks, shapes, starts, ends, dtypes, strict=True):
             block[quantity] = {
                 "shape": list(shape),
@@ -70,9 +73,7 @@ def encode_maps(
                 "vmax": vmax,
                 "levels": levels,
                 "null": null,
-                "data": base64.b64encode(
-                    values_P[start:end].astype(_DTYPES[dtype], copy=False).data
-                ).decode(),
+                "data": b2a_base64(arrays[dtype][start:end], newline=False).decode(),
             }
     return blocks
 

@@ -54,8 +54,8 @@ def cosine(found: Readings) -> Members:
     return {
         "": _cosine(
             (squares.product, rounding * squares.product_scale),
-            (squares.F, rounding * squares.F),
-            (squares.s, rounding * squares.s),
+            (squares.F, rounding),
+            (squares.s, rounding),
             EPSILON**2 * squares.u,
         )
     }
@@ -72,14 +72,15 @@ def cosine_centered(found: Readings) -> Members:
     channel_product = found.column("channel_mean_product")
     rounding = ROUNDING * (1 + np.sqrt(channels / areas))
     channel_rounding = ROUNDING * np.sqrt(np.maximum(channels, areas))
+    centered_F, centered_s = squares.F - channel_F, squares.s - channel_s
     return {
         "": _cosine(
             (
                 squares.product - channel_product,
                 rounding * squares.product_scale + channel_rounding * np.abs(channel_product),
             ),
-            (squares.F - channel_F, rounding * squares.F + channel_rounding * channel_F),
-            (squares.s - channel_s, rounding * squares.s + channel_rounding * channel_s),
+            (centered_F, _divide(rounding * squares.F + channel_rounding * channel_F, centered_F)),
+            (centered_s, _divide(rounding * squares.s + channel_rounding * channel_s, centered_s)),
             EPSILON**2 * squares.u,
         )
     }
@@ -113,17 +114,17 @@ def relu(found: Readings) -> Members:
 
 def residual_map(found: Readings) -> FloatArray:
     """Return M_F."""
-    return np.sqrt(found.positions.F)
+    return found.map("residual")
 
 
 def shortcut_map(found: Readings) -> FloatArray:
     """Return M_s."""
-    return np.sqrt(found.positions.s)
+    return found.map("shortcut")
 
 
 def output_map(found: Readings) -> FloatArray:
     """Return M_y."""
-    return np.sqrt(found.positions.y)
+    return found.map("output")
 
 
 def share_map(found: Readings) -> FloatArray:
@@ -150,8 +151,8 @@ def cosine_map(found: Readings) -> FloatArray:
     squares, rounding = found.positions, found.by_position(ROUNDING * np.sqrt(found.channels))
     return _cosine(
         (squares.product, rounding * squares.product_scale),
-        (squares.F, rounding * squares.F),
-        (squares.s, rounding * squares.s),
+        (squares.F, rounding),
+        (squares.s, rounding),
         _epsilon(found) ** 2,
     )
 
@@ -207,13 +208,13 @@ def _cosine(
     square_s: tuple[FloatArray, FloatArray],
     floor: FloatArray,
 ) -> FloatArray:
-    """Return product / sqrt(square_F * square_s); each argument is a value and its absolute error.
+    """Return product / sqrt(square_F * square_s).
 
+    The product is given with its absolute error, the squares with their relative errors.
     NaN where a square is not above `floor` or the propagated error passes `COSINE_ERROR_LIMIT`.
     """
     norm = np.sqrt(np.maximum(square_F[0], 0) * np.maximum(square_s[0], 0))
     quotient = _divide(product[0], norm)
-    relative = _divide(square_F[1], square_F[0]) + _divide(square_s[1], square_s[0])
-    error = _divide(product[1], norm) + np.abs(quotient) * relative / 2
+    error = _divide(product[1], norm) + np.abs(quotient) * (square_F[1] + square_s[1]) / 2
     known = (square_F[0] > floor) & (square_s[0] > floor) & (error <= COSINE_ERROR_LIMIT)
     return np.where(known, _clip(quotient, -1, 1), np.nan)

@@ -127,12 +127,12 @@ class Readings:
     @cached_property
     def positions(self) -> MeanSquares:
         """Means over the channels at every position, [P], from the graph's maps."""
-        return MeanSquares(*self._squares_by_map)
+        return MeanSquares(*(self._squares[MAPS.index(name)] for name in _MAPS_OF_MEAN_SQUARES))
 
     @cached_property
-    def _squares_by_map(self) -> FloatArray:
-        """The squared maps in the order of `MeanSquares`, [4, P]."""
-        return self.outputs["maps"][[MAPS.index(name) for name in _MAPS_OF_MEAN_SQUARES]] ** 2
+    def _squares(self) -> FloatArray:
+        """The graph's maps, squared, [4, P]."""
+        return self.outputs["maps"] ** 2
 
     @cached_property
     def squares(self) -> MeanSquares:
@@ -143,12 +143,18 @@ class Readings:
         4e-7.
         """
         starts = np.concatenate(([0], np.cumsum(self.areas)[:-1]))
-        return MeanSquares(*(np.add.reduceat(self._squares_by_map, starts, axis=1) / self.areas))
+        means = np.add.reduceat(self._squares, starts, axis=1) / self.areas
+        return MeanSquares(*(means[MAPS.index(name)] for name in _MAPS_OF_MEAN_SQUARES))
 
     @cached_property
     def reduced(self) -> MeanSquares:
         """Means over every block, [L], as the graph reduced them."""
         return MeanSquares(*map(self.column, _SCALARS_OF_MEAN_SQUARES))
+
+    def map(self, name: MapName) -> FloatArray:
+        """Return one of the graph's maps, [P]: a root mean square over channels."""
+        values: FloatArray = self.outputs["maps"][MAPS.index(name)]
+        return values
 
     def column(self, name: ScalarName) -> FloatArray:
         """Return one of the graph's scalars, [L]."""
