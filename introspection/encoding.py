@@ -63,8 +63,7 @@ def encode_maps(
         elif encoding == "f16":
             too_large = np.fmax.reduceat(np.abs(values_P), starts) > _FLOAT16_MAX
             dtypes = ["f32" if large else "f16" for large in too_large]
-        with np.errstate(over="ignore"):  # blocks beyond float16's range are taken from float32
-            arrays = {dtype: values_P.astype(_DTYPES[dtype], copy=False).data for dtype in {*dtypes}}
+        arrays = {dtype: _cast(values_P, dtype).data for dtype in {*dtypes}}
         for block, shape, start, end, dtype in zip(blocks, shapes, starts, ends, dtypes, strict=True):
             block[quantity] = {
                 "shape": list(shape),
@@ -78,6 +77,13 @@ def encode_maps(
     return blocks
 
 
+def _cast(values_P: NDArray[Any], dtype: str) -> NDArray[Any]:
+    if dtype != "f16":
+        return values_P.astype(_DTYPES[dtype], copy=False)
+    with np.errstate(over="ignore"):  # blocks beyond float16's range are taken from float32
+        return values_P.astype(_DTYPES[dtype])
+
+
 def _codes(values_P: FloatArray, row: Map, bounds: tuple[float, float], levels: int) -> NDArray[np.uint8]:
     """Return the u8 codes of a map."""
     vmin, vmax = bounds
@@ -85,7 +91,8 @@ def _codes(values_P: FloatArray, row: Map, bounds: tuple[float, float], levels: 
         return np.full(values_P.shape, round(levels / 2) if row.symmetric else 0, np.uint8)
     codes_P = values_P - vmin
     codes_P /= vmax - vmin
-    np.clip(codes_P, 0, 1, out=codes_P)
+    np.maximum(codes_P, 0, out=codes_P)
+    np.minimum(codes_P, 1, out=codes_P)
     codes_P *= levels
     np.rint(codes_P, out=codes_P)
     if row.nullable:

@@ -214,7 +214,8 @@ def _cosine(
     NaN where a square is not above `floor` or the propagated error passes `COSINE_ERROR_LIMIT`.
     """
     norm = np.sqrt(np.maximum(square_F[0], 0) * np.maximum(square_s[0], 0))
-    quotient = _divide(product[0], norm)
-    error = _divide(product[1], norm) + np.abs(quotient) * (square_F[1] + square_s[1]) / 2
+    divisor = np.where(norm > 0, norm, 1)  # where it is 0, a square is not above `floor`
+    quotient = product[0] / divisor
+    error = product[1] / divisor + np.abs(quotient) * (square_F[1] + square_s[1]) / 2
     known = (square_F[0] > floor) & (square_s[0] > floor) & (error <= COSINE_ERROR_LIMIT)
     return np.where(known, _clip(quotient, -1, 1), np.nan)
