@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 import threading
 import weakref
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # see engines/engine.py
     from numpy.typing import NDArray
 
+BEHIND = 5  # nice levels; each is a factor of 1.25 in what a thread gets of a core
 MAX_AUTO_THREADS = 16  # for one instance: a ResNet's layers are too small for more
 # Processor features that decide which arithmetic is fast, or right, as Linux spells them.
 ARITHMETIC = (
@@ -55,6 +57,19 @@ def cpu_features() -> tuple[str, ...]:
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return tuple(name for name in ARITHMETIC if name in flags)
+
+
+def go_behind_the_loop() -> None:
+    """Give the thread, and those that it starts, a lower priority than the event loop's thread has.
+
+    The loop needs little time, but soon: while it waits for a core, requests wait unseen, and what can no
+    longer be answered in time is not refused.
+    """
+    if sys.platform != "linux" or threading.current_thread() is threading.main_thread():
+        return  # elsewhere a priority is that of a whole process
+    with suppress(OSError):
+        nice = os.getpriority(os.PRIO_PROCESS, os.getpid()) + BEHIND
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def name_this_thread(name: str) -> None:

@@ -5,6 +5,7 @@ Knows no HTTP; the command line calls it too. The order of keys is that of docs/
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,8 +49,15 @@ def answer(seen: Seen, question: Question, encoding: MapEncoding = "u8") -> dict
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:
-    """Return a document as compact UTF-8 JSON; null for NaN and infinity, which JSON has not."""
-    return pydantic_core.to_json(document, inf_nan_mode="null")
+    """Return a document as compact UTF-8 JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON has not and no answer may have.
+    """
+    body = pydantic_core.to_json(document, inf_nan_mode="constants")
+    if b"NaN" in body or b"Infinity" in body:  # perhaps only in a label
+        json.dumps(document, allow_nan=False, default=str)
+    return body
 
 
 def predictions(seen: Seen, top_k: int) -> list[dict[str, Any]]:

@@ -58,11 +58,19 @@ class Settings(EngineSettings):
         description="milliseconds that an image waits for others to join its batch while an instance is idle",
     )
     queue_capacity: int = Field(
-        128,
-        ge=1,
+        0,
+        ge=0,
         le=1_000_000,
         json_schema_extra=BATCHES,
-        description="maximum number of waiting images; further images are refused with 503",
+        description="maximum number of images that wait for a graph; further images are refused with 503; "
+        "0: as many as can be answered within their time",
+    )
+    queue_bytes: int = Field(
+        256 * MiB,
+        ge=1,
+        json_schema_extra=BATCHES,
+        description="maximum size in bytes of all image files and tensors that wait; further requests are "
+        "refused with 503",
     )
     max_image_bytes: int = Field(
         20 * MiB, ge=1, json_schema_extra=LIMITS, description="maximum size of an image file in bytes"
@@ -199,10 +207,16 @@ class Settings(EngineSettings):
 
     @model_validator(mode="after")
     def _a_full_request_fits_the_queue(self) -> Self:
-        if self.max_images > self.queue_capacity:
+        if 0 < self.queue_capacity < self.max_images:
             raise ValueError(
                 f"--max-images {self.max_images} is more than --queue-capacity {self.queue_capacity}: "
                 "such a request could never be accepted"
+            )
+        largest = max(self.max_image_bytes, self.max_request_bytes)
+        if self.queue_bytes < largest:
+            raise ValueError(
+                f"--queue-bytes {self.queue_bytes} is less than --max-image-bytes or --max-request-bytes, "
+                f"{largest}: such a request could never be accepted"
             )
         return self
 

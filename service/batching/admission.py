@@ -19,6 +19,7 @@ class Admission:
     Args:
         queue: puts entries into the queue.
         give_back: frees room that is not used.
+        expected_s: after how many seconds the rows should be done, by what was measured.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class Admission:
         deadline: float | None,
         queue: Callable[[Sequence[Entry]], None],
         give_back: Callable[[int], None],
+        expected_s: float,
     ) -> None:
+        self.expected_s = expected_s
         self._num_rows = num_rows
         self._deadline = deadline
         self._queue = queue

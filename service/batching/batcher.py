@@ -19,9 +19,13 @@ from math import ceil
 from artifact.preprocess import Row
 from service.batching.admission import Admission
 from service.batching.entries import Batch, Entry, Waiting
+from service.batching.forecast import Forecast
 from service.batching.runners import Runners
 from service.batching.scheduler import Job, Scheduler
 from service.batching.types import (
+    CLOSE,
+    PAUSE,
+    RUNS,
     BatchObserver,
     Closed,
     DeadlineMissed,
@@ -32,14 +36,6 @@ from service.batching.types import (
     State,
 )
 
-# Admission multiplies estimates by this, so that admitted entries are in time even if the cores slow down.
-RESERVE = 1.2
-
-# What `pause` and `close` make of a state; a state that is not listed stays.
-PAUSE = {State.SERVING: State.PAUSED, State.CLOSING: State.CLOSED}
-CLOSE = {State.SERVING: State.CLOSING, State.PAUSED: State.CLOSED}
-RUNS = (State.SERVING, State.CLOSING)  # in these states batches start
-
 
 class Batcher:
     """One queue in front of one graph, whose batches a scheduler runs.
@@ -48,6 +44,7 @@ class Batcher:
         runners, max_batch_ms: see Runners.
         max_wait_ms: how long the first entry waits for others, counted from its arrival.
         queue_capacity: entries that may wait or be on their way; those in running batches do not count.
+            0: any number that can be done in time.
         priority: the graph with the lowest number goes first on a device.
     """
 
@@ -70,6 +67,7 @@ class Batcher:
         self._max_batch_ms = max_batch_ms
         self._observer = observer
         self._state = State.SERVING
+        self.forecast = Forecast()
         self._waiting = Waiting()
         self._num_expected = 0  # admitted, but not yet submitted
         self._num_running = 0  # batches
@@ -116,39 +114,36 @@ class Batcher:
             Closed: after `close`.
         """
         with self._changed:
-            self.check_room(num_rows, deadline, ready_in_s)
+            expected_s = self.check_room(num_rows, deadline, ready_in_s)
             self._num_expected += num_rows
-        return Admission(num_rows, deadline, self._queue, self._expect_less)
+        return Admission(num_rows, deadline, self._queue, self._expect_less, expected_s)
 
-    def check_room(self, num_rows: int, deadline: float | None = None, ready_in_s: float = 0.0) -> None:
-        """Raise what `admit` would raise, and keep no room."""
+    def check_room(self, num_rows: int, deadline: float | None = None, ready_in_s: float = 0.0) -> float:
+        """Return the seconds after which the rows should be done; raise what `admit` would raise."""
         with self._changed:
             now = time.monotonic()
             self._check_serving()
             ahead = len(self._waiting) + self._num_expected
             free_in_s = self._seconds_until_free(now)
-            if ahead + num_rows > self.queue_capacity:
+            if 0 < self.queue_capacity < ahead + num_rows:
                 raise QueueFull(free_in_s)
-            # An idle batcher takes the rows anyway: only what runs heals times that one hiccup spoilt.
-            if deadline is None or not (ahead or self._num_running or free_in_s):
-                return
             done_in_s = max(free_in_s, ready_in_s) + self._runners.seconds_for(num_rows)
-            if now + RESERVE * done_in_s > deadline:
+            # An idle batcher takes the rows anyway: only what runs heals times that one hiccup spoilt.
+            is_idle = not (ahead or self._num_running or free_in_s)
+            late = deadline is not None and now + self.forecast.at_most_s(done_in_s) > deadline
+            if late and not is_idle:
                 raise DeadlineMissed(free_in_s)
+            return done_in_s
 
     def check_time(self, num_rows: int, deadline: float) -> None:
         """Raise DeadlineMissed if that many rows, in portions of any size, cannot be done in time.
 
-        There may be more rows than the queue holds. A pace slower than when the runners were warmed does not
-        count here, as it heals only by what runs; `admit` of each portion counts it.
+        A pace slower than at warm-up does not count here, as it heals only by what runs; `admit` counts it.
         """
         with self._changed:
             now = time.monotonic()
             free_in_s = self._seconds_until_free(now)
-            if (
-                now + free_in_s + self._runners.seconds_for(num_rows) / max(1.0, self._runners.pace)
-                > deadline
-            ):
+            if now + free_in_s + self._runners.seconds_for(num_rows, most_pace=1.0) > deadline:
                 raise DeadlineMissed(free_in_s)
 
     def submit(self, rows: Sequence[Row], deadline: float | None = None) -> list[Future[Result]]:
@@ -223,11 +218,17 @@ class Batcher:
         return self._waiting[0].queued if self._waiting and self._state in RUNS and not all_busy else None
 
     def seconds_to_wait(self, now: float) -> float:
-        """Return the seconds until the next batch is full, or its first entry has waited long enough."""
+        """Return the seconds until the next batch is full, or its first entry has waited long enough.
+
+        While all cores decode rows that will come, waiting for some of them saves processor time.
+        """
         first, full = self._waiting[0], len(self._waiting) >= self.largest_batch
         if full or first.runner is not None or self._state is State.CLOSING:
             return 0.0
-        return first.queued + self._max_wait_s - now
+        wait_s = self._max_wait_s
+        if self._num_expected >= self._scheduler.slots:
+            wait_s = max(wait_s, self._runners.company_s(self._num_expected))
+        return first.queued + wait_s - now
 
     def slots_wanted(self, free: int, total: int) -> int:
         return max(1, total // self._next_runner(free, total).instances)
@@ -276,7 +277,7 @@ class Batcher:
 
     def _next_runner(self, free: int, total: int) -> Runner:
         """Return a probe's own runner, the one for an entry that comes alone, or the one at load."""
-        alone = len(self._waiting) == 1 and free == total
+        alone = len(self._waiting) == 1 and not self._num_expected and free == total
         return self._waiting[0].runner or (self._runners.alone if alone else self._runners.at_load)
 
     def _seconds_until_free(self, now: float) -> float:
@@ -295,12 +296,12 @@ class Batcher:
     def _expect_less(self, num_rows: int) -> None:
         with self._changed:
             self._num_expected -= num_rows
+            self._scheduler.wake()  # what waits may have waited for these rows
 
     def _forget_if_cancelled(self, future: Future[Result]) -> None:
         """Free the place in the queue of a client that leaves.
 
-        The entry is looked up by its future: a callback that held the entry would be held by the future, and
-        both would stay, with all results, until the cycle collector runs.
+        A callback that held the entry itself would be a cycle, and keep all results until it is collected.
         """
         if future.cancelled():
             with self._changed:
@@ -321,9 +322,12 @@ class Batcher:
             if not self._settle(batch):
                 return
             batch.runners.note(batch.runner, batch.size, seconds)
-        queue_s = batch.answer(rows, started, seconds)
-        if self._observer is not None and not batch.is_probe:
-            self._observer.batch_done(len(batch.entries), batch.size, queue_s, seconds)
+        queue_s = [started - entry.queued for entry in batch.entries]
+        try:  # first, so that whoever has an answer finds it counted
+            if self._observer is not None and not batch.is_probe:
+                self._observer.batch_done(len(batch.entries), batch.size, queue_s, seconds)
+        finally:
+            batch.answer(rows, queue_s, seconds)
 
     def _fail(self, batch: Batch, why: str, seconds: float, cause: Exception | None = None) -> None:
         with self._changed:

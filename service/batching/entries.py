@@ -53,12 +53,12 @@ class Batch:
         outputs = self.runner.run(self._stack())
         return [{name: array[i] for name, array in outputs.items()} for i in range(len(self.entries))]
 
-    def answer(self, rows: Sequence[dict[str, NDArray[Any]]], started: float, seconds: float) -> list[float]:
-        """Give every entry its row; return the seconds that each waited."""
-        queue_s = [started - entry.queued for entry in self.entries]
+    def answer(
+        self, rows: Sequence[dict[str, NDArray[Any]]], queue_s: Sequence[float], seconds: float
+    ) -> None:
+        """Give every entry its row; `queue_s` has the seconds that each waited, `seconds` is the run's."""
         for entry, row, waited_s in zip(self.entries, rows, queue_s, strict=True):
             entry.future.set_result(Result(row, waited_s * 1000, seconds * 1000, len(self.entries)))
-        return queue_s
 
     def fail(self, why: str, cause: Exception | None = None) -> None:
         """Give every entry an error."""

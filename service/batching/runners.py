@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from service.batching.sizes import sizes_for
 from service.batching.smoothing import follow_ratio
 from service.batching.types import Runner
+
+COMPANY = 8  # batches of one: what an entry may wait for others that are being decoded
 
 
 class Runners:
@@ -47,10 +50,21 @@ class Runners:
         size = self.largest_batch
         return self.ms(self.at_load, size) / (1000 * size * self.at_load.instances)
 
-    def seconds_for(self, num_rows: int) -> float:
-        """Return the seconds that rows take at load when nothing is ahead of them."""
+    def seconds_for(self, num_rows: int, most_pace: float = inf) -> float:
+        """Return the seconds that rows take at load when nothing is ahead of them.
+
+        A pace above `most_pace` counts as that one.
+        """
         size = self.size_for[min(num_rows, self.largest_batch)]
-        return max(self.ms(self.at_load, size) / 1000, num_rows * self.seconds_an_image())
+        seconds = max(self.ms(self.at_load, size) / 1000, num_rows * self.seconds_an_image())
+        return seconds * min(1.0, most_pace / self.pace)
+
+    def company_s(self, num_expected: int) -> float:
+        """Return how long an entry may wait for others; so many are decoded or wait for it.
+
+        The more there are, the longer all of them wait at any rate, and the less this adds.
+        """
+        return max(COMPANY, num_expected / 2) * self.ms(self.at_load, 1) / 1000
 
     def note(self, runner: Runner, size: int, seconds: float) -> None:
         """Update the pace with a batch that took `seconds`."""

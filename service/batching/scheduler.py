@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
 
-from engines.machine import name_this_thread
+from engines.machine import go_behind_the_loop, name_this_thread
 
 logger = logging.getLogger("residuum")
 
@@ -146,6 +146,7 @@ class Scheduler:
 
     def _work(self) -> None:
         name_this_thread(f"run-{self._name}")
+        go_behind_the_loop()
         while (job := self._wait_for_job()) is not None:
             try:
                 job.run()

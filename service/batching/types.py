@@ -23,6 +23,12 @@ class State(Enum):
     CLOSED = "refuses entries, and starts no batch any more"
 
 
+# What a batcher's `pause` and `close` make of a state; a state that is not listed stays.
+PAUSE = {State.SERVING: State.PAUSED, State.CLOSING: State.CLOSED}
+CLOSE = {State.SERVING: State.CLOSING, State.PAUSED: State.CLOSED}
+RUNS = (State.SERVING, State.CLOSING)  # in these states batches start
+
+
 class QueueFull(Unavailable):
     """The queue has no room for these rows; it should have some in `retry_after_s`."""
 

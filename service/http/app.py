@@ -19,16 +19,16 @@ from service.http import routes
 from service.http.direct import CallDirectly
 from service.http.error_handlers import add_error_handlers
 from service.http.middleware.access import RequireKey
-from service.http.middleware.draining import Accepted, CloseWhileDraining, RefuseWhileDraining
-from service.http.middleware.head_as_get import HeadAsGet
+from service.http.middleware.draining import RefuseWhileDraining
+from service.http.middleware.exchanges import Exchanges
+from service.http.middleware.gate import Accepted, Check, Gate
 from service.http.middleware.keys import Keys
-from service.http.middleware.lingering_close import LingeringClose
 from service.http.middleware.rate_limit import rate_limit
 from service.http.middleware.request_log import RequestLog
-from service.http.middleware.security import SecurityHeaders, cors
+from service.http.middleware.security import cors, security_headers
 from service.http.middleware.shedding import Shedding
 from service.http.middleware.unexpected_errors import UnexpectedErrors
-from service.http.policy import OPEN, FindPolicy, Policy, RouteTable, declared
+from service.http.policy import OPEN, Policy, RouteTable, declared
 from service.runtime.lifecycle import Serving
 from service.settings import Settings, load_settings
 from service.telemetry.tracing import make_tracer
@@ -52,6 +52,10 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
     accepted = Accepted()
     table = RouteTable()
     tracer = make_tracer(settings.otlp_endpoint)
+    log = RequestLog(serving.metrics, settings.access_log, tracer)
+    headers = security_headers(cross_origin=bool(settings.cors_origin))
+    # What may refuse a request before its body is read, in this order.
+    checks: list[Check] = [RequireKey(Keys(settings)), *rate_limit(settings), Shedding(serving)]
     app = FastAPIOffline(
         title="Residuum",
         version=installed_version(),
@@ -61,18 +65,10 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
         lifespan=_lifespan,
         # In the order in which a request passes them; its answer comes back the other way.
         middleware=[
-            Middleware(LingeringClose),
-            Middleware(HeadAsGet),
-            Middleware(FindPolicy, table),
-            Middleware(RequestLog, serving.metrics, settings.access_log, tracer),
-            Middleware(SecurityHeaders, cross_origin=bool(settings.cors_origin)),
-            Middleware(CloseWhileDraining, serving=serving),
+            Middleware(Exchanges, table, log, headers, lambda: serving.is_draining),
             *cors(settings),
-            Middleware(RefuseWhileDraining, serving=serving, accepted=accepted),
             Middleware(UnexpectedErrors),
-            Middleware(RequireKey, keys=Keys(settings)),
-            *rate_limit(settings),
-            Middleware(Shedding, serving=serving),
+            Middleware(Gate, RefuseWhileDraining(serving), checks, accepted),
             Middleware(CallDirectly),
         ],
     )

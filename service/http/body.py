@@ -23,9 +23,11 @@ from service.errors import (
     TooManyImages,
     UnsupportedMediaType,
 )
+from service.runtime.load import Holding
 from service.settings import Settings
 
 PART = "image"
+HOLDING = "residuum.holding"  # in a request's scope: the Holding that counts its body, if it is counted
 HOW_TO_SEND = "Send the file itself (curl -T cat.jpg URL) or a form (curl -F image=@cat.jpg URL)."
 
 
@@ -70,8 +72,10 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
     Raises:
         TooManyBytes: the declared length, or the number of bytes received, is over `max_bytes`.
         RequestTimeout: the chunks come too slowly; the answer closes the connection.
+        Overloaded: the bodies that wait take too much memory.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
+    holding: Holding | None = request.scope.get(HOLDING)
     declared = request.headers.get("content-length", "")
     num_bytes = int(declared) if declared.isdecimal() and int(declared) > max_bytes else 0
     deadline = asyncio.get_running_loop().time() + settings.body_timeout
@@ -90,6 +94,8 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
         if chunk := message.get("body"):
             num_bytes += len(chunk)
             if num_bytes <= max_bytes:
+                if holding is not None:
+                    holding.add(len(chunk))
                 yield chunk
     if num_bytes > max_bytes:
         raise TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")

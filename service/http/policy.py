@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from artifact.manifest import GraphKind
 
@@ -134,16 +134,3 @@ def _anything_like(template: str) -> str:
     """Return an expression for every path that some reader could take for one of this template."""
     fixed = re.split(r"\{[^}]*\}", template)
     return ".+".join(map(re.escape, fixed)) + r"\s*"
-
-
-class FindPolicy:
-    """Look the request's policy up, once, for the steps that follow."""
-
-    def __init__(self, app: ASGIApp, table: RouteTable) -> None:
-        self.app = app
-        self._table = table
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope[CALL] = self._table.find(scope["method"], scope["path"])
-        await self.app(scope, receive, send)

@@ -144,7 +144,7 @@ def problem_of(error: ResiduumError) -> Problem:
     assert row is not None, f"{type(error).__name__} is not in the table"
     headers = dict(row.headers)
     if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+        headers["Retry-After"] = str(retry_after(error.retry_after_s))
     return Problem(
         row.status,
         row.code or code_of(error),
@@ -155,6 +155,11 @@ def problem_of(error: ResiduumError) -> Problem:
         error.members,
         row.oip_status,
     )
+
+
+def retry_after(seconds: float) -> int:
+    """Return the whole seconds that Retry-After says, at least one."""
+    return max(1, ceil(seconds))
 
 
 def code_of(error: ResiduumError) -> str:

@@ -22,7 +22,7 @@ from service.errors import HeadTooLarge, MalformedRequest, RequestTimeout
 from service.http.middleware.lingering_close import LINGER_S
 from service.http.middleware.security import api_headers
 from service.http.problems import Problem, problem_of
-from service.http.waiting import CLIENT, Client
+from service.http.waiting import CLIENT, Client, Connection
 from service.settings import Settings
 
 logger = logging.getLogger("residuum")
@@ -59,6 +59,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_heads = 0  # heads that have begun, trailers included
         self._head_bytes = 0  # received of a head that comes in several pieces
         self._discarding = False  # further data is discarded
+        self._connection = Connection()
 
     # The connection
 
@@ -100,7 +101,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope[CLIENT] = Client()  # type: ignore[literal-required]
+        self.scope[CLIENT] = Client(self._connection)  # type: ignore[literal-required]
         self._begin_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:

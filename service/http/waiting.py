@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import DeadlineExceeded
+from service.http.problems import retry_after
 from service.runtime.lifecycle import Serving
 
 T = TypeVar("T")
@@ -24,12 +25,22 @@ def serving_of(request: Request) -> Serving:
     return serving
 
 
+class Connection:
+    """What a connection's client was told: not to come back before `retry_at`, in `time.monotonic()`."""
+
+    __slots__ = ("retry_at",)
+
+    def __init__(self) -> None:
+        self.retry_at = 0.0
+
+
 class Client:
     """Whether the client of a request is still there; the protocol says when it leaves."""
 
-    __slots__ = ("_when_gone", "is_gone")
+    __slots__ = ("_connection", "_when_gone", "is_gone")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection | None = None) -> None:
+        self._connection = connection or Connection()
         self.is_gone = False
         self._when_gone: Callable[[], None] = _nothing
 
@@ -48,6 +59,14 @@ class Client:
             yield
         finally:
             self._when_gone = _nothing
+
+    def seconds_early(self) -> float:
+        """Return how long before the time it was told to wait for the client has come; negative: after it."""
+        return self._connection.retry_at - time.monotonic()
+
+    def tell_to_wait(self, seconds: float) -> None:
+        """Note that the client is told to wait, in whole seconds as Retry-After has it."""
+        self._connection.retry_at = time.monotonic() + retry_after(seconds)
 
 
 def _nothing() -> None:
@@ -69,9 +88,14 @@ async def while_client_waits(request: Request, deadline: float, work: Coroutine[
         client = Client()
         watcher = asyncio.create_task(_tell_when_gone(request, client))
     limit = asyncio.timeout(max(0.0, deadline - time.monotonic()))
+
+    def stop() -> None:
+        if not limit.expired():
+            limit.reschedule(0)
+
     try:
         async with limit:
-            with client.watched(lambda: limit.reschedule(0)):
+            with client.watched(stop):
                 return await work
     except TimeoutError as error:
         if not limit.expired():  # the work's own

@@ -6,7 +6,7 @@ import socket
 from contextlib import closing
 
 from service.http.app import create_app
-from service.process import allocator
+from service.process import allocator, interpreter
 from service.process.listening import listen, url_of
 from service.process.server import Server, describe_models, logger
 from service.runtime.lifecycle import Serving
@@ -23,6 +23,7 @@ def serve(settings: Settings) -> None:
     """
     logs.configure(settings.log_format)
     allocator.give_back()
+    interpreter.share_lock()
     with closing(listen(settings)) as listener:
         if settings.workers > 1:
             from service.process.supervisor import supervise
@@ -40,6 +41,7 @@ def serve_alone(settings: Settings, listener: socket.socket) -> None:
         if serving.failure:
             server.should_exit = True
         elif serving.state == "ready":
+            interpreter.collect_rarely()
             logger.info("Ready: %s at %s", describe_models(serving), url)
 
     app = create_app(settings, Serving(settings, when_loaded))

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.http.app import LAST_BATCH_S
-from service.http.middleware.draining import Accepted
+from service.http.middleware.gate import Accepted
 from service.http.protocol import protocol_for
 from service.process.listening import refuse_new_connections
 from service.runtime.lifecycle import Serving

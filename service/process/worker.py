@@ -19,7 +19,7 @@ from fastapi import FastAPI
 
 from engines.settings import SettingsError
 from service.http.app import create_app
-from service.process import allocator
+from service.process import allocator, interpreter
 from service.process.entrance import Counts, Entrance
 from service.process.fleet import Fleet
 from service.process.messages import line
@@ -55,6 +55,7 @@ def work(settings: Settings, listener: socket.socket, place: Place) -> None:
     """Serve in a worker process until the supervisor ends it."""
     logs.configure(settings.log_format)
     allocator.give_back()
+    interpreter.share_lock()
     Thread(target=_end_with_the_supervisor, args=(settings.drain_timeout,), daemon=True).start()
     fleet = Fleet(place.connection, place.changes)
     count_as(place.number + 1)
@@ -64,6 +65,7 @@ def work(settings: Settings, listener: socket.socket, place: Place) -> None:
             fleet.say("failed", error="LoadError", why=str(serving.failure))
             server.should_exit = True
         elif serving.state == "ready":
+            interpreter.collect_rarely()
             fleet.say("ready", models=describe_models(serving))
 
     try:

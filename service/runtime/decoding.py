@@ -15,9 +15,11 @@ from threading import Lock, Thread
 
 from artifact.manifest import Preprocessing
 from artifact.preprocess import ImageError, Limits, Preprocessed, preprocess
-from engines.machine import name_this_thread
+from engines.machine import go_behind_the_loop, name_this_thread
 from service.batching.smoothing import follow
 from service.telemetry.metrics import Metrics
+
+MOST_WAITING = 4.0  # an estimate counts this many times the processor time of an image at most
 
 
 class DecodePool:
@@ -76,6 +78,7 @@ class DecodePool:
 
     def _work(self) -> None:
         name_this_thread("decode")
+        go_behind_the_loop()
         while (item := self._queue.get()) is not None:
             request, index = item
             if self._closed:
@@ -87,7 +90,7 @@ class DecodePool:
 
     def _outcome(self, request: _Request, index: int) -> Preprocessed | Exception | None:
         """Return the image, what is wrong with it, or None if nobody wants it any more."""
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.thread_time()
         if request.future.cancelled():
             return None
         if request.deadline is not None and started > request.deadline:
@@ -98,7 +101,10 @@ class DecodePool:
             return error
         finally:
             seconds = time.monotonic() - started
-            self._image_s = follow(self._image_s, seconds)
+            # What a thread waits for a core counts, as it will at the next image; but not without a limit, or
+            # one hiccup would make the pool look too slow for every deadline.
+            worked = time.thread_time() - worked
+            self._image_s = follow(self._image_s, min(seconds, MOST_WAITING * worked))
             self._metrics.decoded(seconds)
 
 

@@ -22,6 +22,7 @@ from service.batching.admission import Admission
 from service.batching.types import BatchFailed, DeadlineMissed, Result
 from service.errors import NotFound
 from service.runtime.decoding import DecodePool
+from service.runtime.load import LoopLag
 from service.runtime.mailbox import Gathering, Mailbox, results_of
 from service.runtime.model import LoadedGraph, LoadedModel
 from service.runtime.repository import Repository
@@ -58,6 +59,7 @@ class Execution:
     Args:
         models: the repository whose devices are shared by all graphs.
         suspect: called with a graph on which a batch failed.
+        lag: how late the event loop runs, which counts as time that a request will take.
         timeout_ms: the longest that a request may take.
     """
 
@@ -66,11 +68,13 @@ class Execution:
         models: Repository,
         decoders: DecodePool,
         suspect: Callable[[LoadedGraph], None],
+        lag: LoopLag,
         timeout_ms: int,
     ) -> None:
         self._models = models
         self._decoders = decoders
         self._suspect = suspect
+        self._lag = lag
         self._timeout_ms = timeout_ms
         self._latest_mailbox: Mailbox | None = None
 
@@ -89,7 +93,9 @@ class Execution:
 
     def check_room(self, model: LoadedModel, kind: GraphKind, deadline: float) -> None:
         """Raise what `run_images` would raise for one image now, before its body is read."""
-        graph_of(model, kind).batcher.check_room(1, deadline, self._decoders.seconds_for(1))
+        ready_in_s = self._decoders.seconds_for(1)
+        # The loop is late twice: when the body has come, and when the answer is there.
+        graph_of(model, kind).batcher.check_room(1, deadline - 2 * self._lag.seconds, ready_in_s)
 
     def check_time(self, model: LoadedModel, kind: GraphKind, num_rows: int, deadline: float) -> None:
         """Refuse rows that cannot be done in time; there may be more of them than the queue holds.
@@ -135,9 +141,13 @@ class Execution:
             )
             passage = _Passage(self._mailbox(), admission, started, inputs or {})
             decoding.add_done_callback(passage.run)
+            done = False
             try:
                 await passage.gathering.waiter
+                done = True
             finally:
+                took_s = time.monotonic() - started
+                graph.batcher.forecast.note(admission.expected_s, took_s, done=done)
                 decoding.cancel()
                 for future in passage.futures:  # their places in the queue
                     future.cancel()

@@ -26,7 +26,9 @@ def lesion_chunks(
     if not num_lesion_rows(question):
         return
     batcher = model.graphs["introspect"].batcher
-    size = max(1, min(batcher.queue_capacity // QUEUE_PART, BATCHES_A_CHUNK * batcher.largest_batch))
+    size = BATCHES_A_CHUNK * batcher.largest_batch
+    if batcher.queue_capacity:
+        size = max(1, min(batcher.queue_capacity // QUEUE_PART, size))
     rows = lesion_rows(pixels, question.gates_L, question.blocks)
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -30,6 +30,7 @@ from service.runtime.changes import Changes, Fleet
 from service.runtime.decoding import DecodePool
 from service.runtime.drawing import DrawingPool
 from service.runtime.execution import Execution
+from service.runtime.load import HeldBytes, LoopLag
 from service.runtime.monitor import Monitor
 from service.runtime.opening import LoadError
 from service.runtime.repository import Repository
@@ -82,7 +83,11 @@ class Serving:
             hang_timeout=settings.hang_timeout,
             changed=self._graphs_changed,
         )
-        self.execution = Execution(self.models, self.decoders, self._monitor.suspect, settings.timeout_ms)
+        self.held_bytes = HeldBytes(settings.queue_bytes)
+        self._lag = LoopLag()
+        self.execution = Execution(
+            self.models, self.decoders, self._monitor.suspect, self._lag, settings.timeout_ms
+        )
         self.changes = Changes(self.models, settings.artifacts, fleet, self._tell_state)
         self._when_loaded = when_loaded
         self._tasks: list[asyncio.Task[None]] = []
@@ -136,6 +141,7 @@ class Serving:
 
     async def _start(self) -> None:
         self._keep_running(self._monitor.run())
+        self._keep_running(self._lag.run())
         if self.settings.watch:
             await self.changes.load_all_found()
             self._keep_running(self.changes.watch())

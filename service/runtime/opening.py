@@ -15,6 +15,7 @@ from artifact.errors import ResiduumError
 from artifact.manifest import Graph, GraphKind
 from engines.engine import Engine, EngineError, batch_sizes
 from engines.golden import WrongAnswer, check_golden, golden_batch
+from engines.machine import go_behind_the_loop
 from engines.registry import open_engine
 from engines.selection.candidates import engine_options
 from engines.selection.choice import Choice, choose, next_best
@@ -55,6 +56,7 @@ def make_ready(source: Source[Settings]) -> Opened:
     Raises:
         EngineError, WrongAnswer, NothingRuns, LoadError: no engine can serve the graph.
     """
+    go_behind_the_loop()  # this thread, and so the threads that engines start
     choice = choose(source)
     while True:
         try:

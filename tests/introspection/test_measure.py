@@ -189,7 +189,8 @@ def test_v2_has_no_relu_figures() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(-4, 4), st.floats(-6, 6))
+# The squares of activations smaller than these would underflow float32, in which the graph measures.
+@given(st.integers(0, 2**32 - 1), st.just(0.0) | st.floats(-4, -1e-6) | st.floats(1e-6, 4), st.floats(-6, 6))
 def test_sums_and_ranges_hold(seed: int, gate: float, magnitude: float) -> None:
     base = random_blocks([(16, 4, 4), (32, 2, 2)], seed)
     scale = np.float32(10**magnitude)

@@ -61,7 +61,8 @@ def test_frozen() -> None:
         ({"engine": "tensorflow"}, r"--engine tensorflow: not available; choose 'auto', 'onnxruntime', "),
         ({"precision": "int4"}, r"--precision int4: not available; choose 'auto', 'fp32', 'bf16', "),
         ({"max_batch_size": 0}, r"--max-batch-size 0: "),
-        ({"max_images": 129}, r"--max-images 129 is more than --queue-capacity 128"),
+        ({"max_images": 9, "queue_capacity": 8}, r"--max-images 9 is more than --queue-capacity 8"),
+        ({"queue_bytes": 1000}, r"--queue-bytes 1000 is less than --max-image-bytes or --max-request-bytes"),
         ({"colour": "red"}, r"--colour: there is no such setting"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Keys: every request passes here before its body is read.
+"""Keys: the check of every request before its body is read.
 
 Who may call a route stands beside its handler (policy.py). This module asks for the key.
 """
@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from artifact.errors import ResiduumError
 from service.errors import Forbidden, NotFound, Unauthorized
 from service.http.middleware.keys import Keys, digest_of
 from service.http.policy import policy_of
-from service.http.problems import refuse
 
 # In a request's scope: the digest of the caller's key; None where the call needs no key.
 CALLER = "residuum.caller"
@@ -26,26 +24,17 @@ HOW_TO_SEND = "Send it as `Authorization: Bearer KEY` or as `X-API-Key: KEY`."
 
 
 class RequireKey:
-    """Answer 401 without a valid key, and 403 with an API key where an admin key is needed."""
+    """The check that refuses without a valid key, and with an API key where an admin key is needed."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        self.app = app
+    def __init__(self, keys: Keys) -> None:
         self.keys = keys
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        try:
-            access = policy_of(scope).access
-            # In place: steps further out read what routes leave in the scope.
-            scope[CALLER] = None if access == "open" else self._admit(scope, for_admins=access == "admin")
-            if CONTROL.search(scope["path"]):
-                raise NotFound("There is no such path: it has a control character in it.")
-        except ResiduumError as error:
-            await refuse(error, scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+    def __call__(self, scope: Scope) -> None:
+        access = policy_of(scope).access
+        # In place: steps further out read what routes leave in the scope.
+        scope[CALLER] = None if access == "open" else self._admit(scope, for_admins=access == "admin")
+        if CONTROL.search(scope["path"]):
+            raise NotFound("There is no such path: it has a control character in it.")
 
     def _admit(self, scope: Scope, for_admins: bool) -> bytes | None:
         """Return the digest of the caller's key, None if no key is needed.

@@ -12,14 +12,12 @@ import time
 from math import ceil
 
 from cachetools import LRUCache
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from engines.settings import SettingsError
 from service.errors import RateLimited
 from service.http.middleware.access import CALLER
 from service.http.policy import policy_of
-from service.http.problems import refuse
 from service.settings import Settings
 
 MAX_CALLERS = 10_000  # remembered at once; the caller that was silent longest is forgotten first
@@ -27,8 +25,8 @@ MIN_PER_SECOND, MAX_PER_SECOND = 1e-4, 1_000_000
 SECOND_NS = 1_000_000_000  # whole nanoseconds, so that sums of them are exact
 
 
-def rate_limit(settings: Settings) -> list[Middleware]:
-    """Return the step for the application's list; an empty list without a limit.
+def rate_limit(settings: Settings) -> list[RateLimit]:
+    """Return the check for the application's list; an empty list without a limit.
 
     Raises:
         SettingsError: the limit is out of any sensible range.
@@ -41,28 +39,25 @@ def rate_limit(settings: Settings) -> list[Middleware]:
             f"--rate-limit {per_second:g}: from {MIN_PER_SECOND:g} to {MAX_PER_SECOND:,} requests a second; "
             "0 for no limit"
         )
-    return [Middleware(RateLimit, per_second=per_second)]
+    return [RateLimit(per_second)]
 
 
 class RateLimit:
-    """Answer 429 with Retry-After to a caller that is too fast, before the body is read."""
+    """The check that refuses, with 429 and Retry-After, a caller that is too fast."""
 
-    def __init__(self, app: ASGIApp, per_second: float) -> None:
-        self.app = app
+    def __init__(self, per_second: float) -> None:
         self._per_second = per_second
         self._interval_ns = ceil(SECOND_NS / per_second)
         self._burst_ns = (max(1, int(per_second)) - 1) * self._interval_ns
         self._now_ns = time.monotonic_ns
         self._full_at_ns: LRUCache[bytes | str, int] = LRUCache(MAX_CALLERS)  # when the bucket is full again
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and policy_of(scope).limited:
-            wait_s = self._take(scope[CALLER] or network_of(scope["client"]))
-            if wait_s > 0:
-                error = RateLimited(f"More than {self._per_second:g} requests a second came.", wait_s)
-                await refuse(error, scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+    def __call__(self, scope: Scope) -> None:
+        if not policy_of(scope).limited:
+            return
+        wait_s = self._take(scope[CALLER] or network_of(scope["client"]))
+        if wait_s > 0:
+            raise RateLimited(f"More than {self._per_second:g} requests a second came.", wait_s)
 
     def _take(self, caller: bytes | str) -> float:
         """Count a request if it may pass, and return 0; else return the seconds until one may."""

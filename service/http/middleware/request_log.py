@@ -1,7 +1,6 @@
 """Each request's id and trace context, access log line, metrics and span.
 
-This is one class, because the four share what they read and run on the cores that inference needs. They read
-the scope: the framework puts `route` there, a route puts `model` (its name) and `stages`
+They read the scope: the framework puts `route` there, a route puts `model` (its name) and `stages`
 (telemetry/stages.py) into `request.state`, and whoever refuses a request puts `problem` (its code) there. So
 no middleware after this one may copy the scope.
 """
@@ -12,18 +11,17 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
-from service.http.policy import policy_of
-from service.telemetry.logs import request_ids
+from service.http.middleware.exchange import Exchange
 from service.telemetry.metrics import UNMATCHED, Metrics
-from service.telemetry.stages import Stages, server_timing
+from service.telemetry.stages import Stages
 
 if TYPE_CHECKING:
-    from service.telemetry.opentelemetry import RequestSpan, Tracer
-
+    from service.telemetry.opentelemetry import Tracer
 
 logger = logging.getLogger("residuum.access")
 
@@ -34,29 +32,26 @@ MAX_LOGGED_PATH = 512
 
 
 class RequestLog:
-    """Read or make `X-Request-Id`, answer with it, and report the request to log, metrics and tracer."""
+    """Read or make a request's ids, and report the request to log, metrics and tracer."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, tracer: Tracer | None) -> None:
-        self.app = app
+    def __init__(self, metrics: Metrics, access_log: bool, tracer: Tracer | None) -> None:
         self._metrics = metrics
         self._access_log = access_log
         self._tracer = tracer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        exchange = _Exchange(scope, send, self._tracer)
-        token = request_ids.set(exchange.ids)
-        try:
-            await self.app(scope, receive, exchange.send)
-        finally:
-            self._finish(exchange)
-            request_ids.reset(token)
+    def begin(self, exchange: Exchange) -> None:
+        """Give the exchange its ids, and its span if requests are traced."""
+        scope = exchange.scope
+        exchange.ids = read_ids(scope["headers"])
+        if self._tracer is not None:
+            span = self._tracer.start(exchange.method, scope["path"], scope["headers"], exchange.started)
+            exchange.span = span
+            exchange.ids |= {"trace_id": span.trace_id, "span_id": span.span_id}
 
-    def _finish(self, exchange: _Exchange) -> None:
+    def finish(self, exchange: Exchange) -> None:
+        """Report the exchange, which has ended."""
         ended = time.perf_counter()
-        route, state = _route(exchange.scope), exchange.state
+        route, state = _route(exchange.scope), exchange.scope["state"]
         status = exchange.status or 500  # 500: the request ended before its answer began
         model: str = state.get("model", "")
         problem: str = state.get("problem", "")
@@ -68,64 +63,24 @@ class RequestLog:
             exchange.span.end(
                 route=route, model=model, status=status, problem=problem, stages=stages, ended=ended
             )
-        if self._access_log and (status >= 400 or policy_of(exchange.scope).logged):
-            exchange.log(route, model, status, problem, ended)
+        if self._access_log and (status >= 400 or exchange.policy.logged):
+            self._log(exchange, route, model, status, problem, ended)
 
-
-class _Exchange:
-    """A request, and what is known of its answer so far."""
-
-    __slots__ = ("_send", "ids", "method", "num_bytes", "scope", "span", "started", "state", "status")
-
-    def __init__(self, scope: Scope, send: Send, tracer: Tracer | None) -> None:
-        self.started = time.perf_counter()
-        self.scope = scope
-        self.state = scope.setdefault("state", {})
-        self.method: str = scope.get("requested_method", scope["method"])
-        self.status = 0
-        self.num_bytes = 0
-        self.span: RequestSpan | None = None
-        self._send = send
-        self.ids = self._read_ids()
-        if tracer is not None:
-            self.span = tracer.start(self.method, scope["path"], scope["headers"], self.started)
-            self.ids |= {"trace_id": self.span.trace_id, "span_id": self.span.span_id}
-
-    def _read_ids(self) -> dict[str, str]:
-        ids = {}
-        for name, value in self.scope["headers"]:
-            if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-                ids["request_id"] = value.decode()
-            elif name == b"traceparent":
-                ids |= parse_traceparent(value)
-        ids.setdefault("request_id", secrets.token_hex(16))
-        return ids
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.ids["request_id"].encode())]
-            if (stages := self.state.get("stages")) is not None:
-                total_ms = (time.perf_counter() - self.started) * 1000
-                headers.append((b"server-timing", server_timing(stages, total_ms).encode()))
-            message["headers"] = headers
-        elif message["type"] == "http.response.body" and self.method != "HEAD":
-            self.num_bytes += len(message.get("body", b""))
-        await self._send(message)
-
-    def log(self, route: str, model: str, status: int, problem: str, ended: float) -> None:
+    def _log(
+        self, exchange: Exchange, route: str, model: str, status: int, problem: str, ended: float
+    ) -> None:
         """Write the access log line. The path stays escaped as it was sent, so that it forges no line."""
-        path = self.scope["raw_path"][:MAX_LOGGED_PATH].decode("latin-1")
-        duration_ms = round((ended - self.started) * 1000, 3)
+        path = exchange.scope["raw_path"][:MAX_LOGGED_PATH].decode("latin-1")
+        duration_ms = round((ended - exchange.started) * 1000, 3)
         fields = {
-            "method": self.method,
+            "method": exchange.method,
             "path": path,
             "route": route,
             "status": status,
             "duration_ms": duration_ms,
-            "bytes": self.num_bytes,
+            "bytes": exchange.num_bytes,
         }
-        if client := self.scope.get("client"):
+        if client := exchange.scope.get("client"):
             fields["client"] = client[0]
         if model:
             fields["model"] = model
@@ -133,11 +88,24 @@ class _Exchange:
             fields["problem"] = problem
         # Unlike logger.info(), this does not look up the calling line of code, a fifth of a log line's cost.
         message = "%s %s %d %.1f ms %d bytes"
-        values = (self.method, path, status, duration_ms, self.num_bytes)
+        values = (exchange.method, path, status, duration_ms, exchange.num_bytes)
         record = logger.makeRecord(
             logger.name, logging.INFO, "", 0, message, values, None, extra={"fields": fields}
         )
         logger.handle(record)
+
+
+def read_ids(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the ids that a request came with; a `request_id` is made if it has none."""
+    ids = {}
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            ids["request_id"] = value.decode()
+        elif name == b"traceparent":
+            ids |= parse_traceparent(value)
+    if "request_id" not in ids:
+        ids["request_id"] = secrets.token_hex(16)
+    return ids
 
 
 def parse_traceparent(value: bytes) -> dict[str, str]:

@@ -6,10 +6,8 @@ import re
 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engines.settings import SettingsError
-from service.http.policy import policy_of
 from service.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
@@ -47,29 +45,17 @@ RESPONSE_HEADERS = ("Inference-Header-Content-Length", "Retry-After", "Server-Ti
 _ORIGIN = re.compile(r"https?://[^/\s,*?#@]+")
 
 
-class SecurityHeaders:
-    """Add security headers; `cross_origin` says whether pages of other origins may read answers (CORS)."""
+def security_headers(cross_origin: bool) -> dict[str, Headers]:
+    """Return what every answer gets, by the `browser` of its policy.
 
-    def __init__(self, app: ASGIApp, cross_origin: bool) -> None:
-        self.app = app
-        self._headers = {
-            "api": api_headers(cross_origin),
-            "docs": [*_headers(DOCS_POLICY, cross_origin), NO_STORE],
-            "page": _headers(PAGE_POLICY, cross_origin),
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        added = self._headers[policy_of(scope).browser]
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *added]}
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
+    Args:
+        cross_origin: whether pages of other origins may read answers (CORS).
+    """
+    return {
+        "api": api_headers(cross_origin),
+        "docs": [*_headers(DOCS_POLICY, cross_origin), NO_STORE],
+        "page": _headers(PAGE_POLICY, cross_origin),
+    }
 
 
 def api_headers(cross_origin: bool) -> Headers:

@@ -1,21 +1,23 @@
-"""Load shedding: answer 503 before routing, validation or reading of the body if there is no room.
+"""Load shedding: refuse before routing, validation or reading of the body if there is no room.
 
 Under three times the load that a server can carry, refusals must not take time from what it can do. The
-framework's routing and validation cost half of a refusal, and the body the rest. So this step reads two query
-parameters itself and asks the queue. What it cannot read it passes on: the route says what is wrong.
+framework's routing and validation cost half of a refusal, and the body the rest. So this check reads two
+query parameters itself and asks the queue. What it cannot read it passes on: the route says what is wrong.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from artifact.errors import ResiduumError, Unavailable
+from artifact.errors import Unavailable
 from artifact.manifest import GraphKind
+from service.errors import NotFound
+from service.http.body import HOLDING
 from service.http.policy import CALL, Call, policy_of
-from service.http.problems import refuse
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedModel
 
@@ -23,23 +25,24 @@ MODEL = re.compile(rb"(?:^|&)model=([A-Za-z0-9._-]+)(?:&|$)")
 TIMEOUT_MS = re.compile(rb"(?:^|&)timeout_ms=([0-9]{1,9})(?:&|$)")
 
 
-class Shedding:
-    """Answer 503 if the model's queue is full or the deadline cannot be met."""
+def declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the length of the body that the head of a request declares; 0 if it declares none."""
+    length = next((value for name, value in headers if name == b"content-length"), b"")
+    return int(length) if length.isdigit() else 0
 
-    def __init__(self, app: ASGIApp, serving: Serving) -> None:
-        self.app = app
+
+class Shedding:
+    """The check that refuses if the model's queue is full or the deadline cannot be met."""
+
+    def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            if scope["type"] == "http" and policy_of(scope).runs:
+    def __call__(self, scope: Scope) -> None:
+        if policy_of(scope).runs:
+            scope[HOLDING] = self._serving.held_bytes.hold()
+            self._serving.held_bytes.check_room(declared_bytes(scope["headers"]))
+            with suppress(NotFound):  # there is no such model: the route says so
                 self._check_room(scope)
-        except Unavailable as error:
-            await refuse(error, scope, receive, send)
-        except ResiduumError:  # there is no such model
-            await self.app(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
     def _check_room(self, scope: Scope) -> None:
         call: Call = scope[CALL]
@@ -60,12 +63,9 @@ class Shedding:
 
     def _check_any(self, model: LoadedModel, kinds: Sequence[GraphKind], deadline: float) -> None:
         """Raise if all of these graphs that the model has are full; the route decides which will run."""
-        refused: Unavailable | None = None
-        for kind in kinds:
-            if kind in model.graphs:
-                try:
-                    return self._serving.execution.check_room(model, kind, deadline)
-                except Unavailable as error:
-                    refused = error
-        if refused:
-            raise refused
+        present = [kind for kind in kinds if kind in model.graphs]
+        for kind in present[:-1]:
+            with suppress(Unavailable):
+                return self._serving.execution.check_room(model, kind, deadline)
+        if present:
+            self._serving.execution.check_room(model, present[-1], deadline)

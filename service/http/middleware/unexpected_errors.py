@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import NotReady
+from service.http.middleware.exchange import EXCHANGE
 from service.http.problems import Problem, refuse
 from service.telemetry.logs import request_ids
 
@@ -21,17 +22,10 @@ class UnexpectedErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def note_start(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self.app(scope, receive, note_start)
+            await self.app(scope, receive, send)
         except asyncio.CancelledError:  # the server stops and waits no longer
-            if started or scope["type"] != "http":
+            if scope["type"] != "http" or scope[EXCHANGE].status:
                 raise
             await refuse(NotReady("The server is shutting down."), scope, receive, send)
         except Exception:
@@ -39,7 +33,7 @@ class UnexpectedErrors:
                 raise
             request_id = request_ids.get().get("request_id", "")
             logger.exception("request %s failed", request_id)
-            if started:
+            if scope[EXCHANGE].status:
                 raise  # half an answer is out: the connection must break, so that it does not look whole
             detail = "The server failed on this request."
             hint = f"It is in the server's log as {request_id}."

@@ -110,6 +110,20 @@ def value_of(future: Future[Result]) -> float:
     return float(future.result(timeout=60).outputs["y"][0])
 
 
+def test_an_entry_waits_for_rows_that_are_on_their_way(engine: Doubler) -> None:
+    batcher = make(engine, ms=100_000)
+    with batcher.admit(1) as coming:
+        first = batcher.submit([row(1)])[0]
+        assert not engine.started.wait(0.05)
+        second = coming.submit([row(2)])[0]
+        assert [value_of(first), value_of(second)] == [2, 4]
+    assert [list(batch.ravel()) for batch in engine.batches] == [[1, 2]]
+    with batcher.admit(1):
+        third = batcher.submit([row(3)])[0]
+    assert value_of(third) == 6  # as soon as nothing is on its way any more
+    batcher.close()
+
+
 def hold(engine: Doubler, batcher: Batcher) -> Future[Result]:
     """Occupy the engine with one entry, so that what comes next has to wait."""
     engine.go_on.clear()

@@ -17,9 +17,11 @@ from artifact.image_bytes import ImageError, ImageTooLong
 from service import errors
 from service.batching import types
 from service.http.error_handlers import add_error_handlers
-from service.http.middleware.head_as_get import HeadAsGet
+from service.http.middleware.exchanges import Exchanges
 from service.http.middleware.request_log import RequestLog
+from service.http.middleware.security import security_headers
 from service.http.middleware.unexpected_errors import UnexpectedErrors
+from service.http.policy import RouteTable
 from service.http.problems import TABLE, code_of, problem_of, row_of
 from service.telemetry.metrics import Metrics
 
@@ -33,8 +35,9 @@ def client() -> TestClient:
     app = FastAPI()
     add_error_handlers(app)
     app.add_middleware(UnexpectedErrors)
-    app.add_middleware(RequestLog, Metrics(), access_log=False, tracer=None)
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(
+        Exchanges, RouteTable(), RequestLog(Metrics(), False, None), security_headers(False), bool
+    )
 
     @app.get("/fail")
     def fail() -> None:

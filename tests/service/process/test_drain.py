@@ -137,7 +137,7 @@ def test_a_request_that_outlives_the_timeout_is_answered_too(workers: int) -> No
 SIGNALS = """
 import asyncio, os, queue, signal, socket, sys
 from types import SimpleNamespace
-from service.http.middleware.draining import Accepted
+from service.http.middleware.gate import Accepted
 from service.telemetry.metrics import Metrics
 from service.process.server import Server
 from service.settings import Settings

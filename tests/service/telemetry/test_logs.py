@@ -18,9 +18,11 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.testclient import TestClient
 
-from service.http.middleware.head_as_get import HeadAsGet
+from service.http.middleware.exchanges import Exchanges
 from service.http.middleware.request_log import RequestLog, parse_traceparent
+from service.http.middleware.security import security_headers
 from service.http.middleware.unexpected_errors import UnexpectedErrors
+from service.http.policy import RouteTable
 from service.telemetry.logs import JsonFormatter, TextFormatter, request_ids
 from service.telemetry.metrics import Metrics
 from tests.support.images import encode, photograph
@@ -135,8 +137,9 @@ def metrics() -> Metrics:
 def app(metrics: Metrics) -> FastAPI:
     app = FastAPI()
     app.add_middleware(UnexpectedErrors)
-    app.add_middleware(RequestLog, metrics, access_log=True, tracer=None)
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(
+        Exchanges, RouteTable(), RequestLog(metrics, True, None), security_headers(False), bool
+    )
     log = logging.getLogger("residuum")
 
     @app.get("/hello/{name}")

@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engines.settings import SettingsError
 from service.http.middleware.access import CALLER
+from service.http.middleware.gate import Accepted, Gate
 from service.http.middleware.rate_limit import MAX_CALLERS, RateLimit, network_of, rate_limit
 from service.http.policy import CALL, Call, Policy
 from service.settings import Settings
@@ -32,7 +33,8 @@ class Limited:
     """An application behind the limit, and a clock that only the test moves."""
 
     def __init__(self, per_second: float) -> None:
-        self.limit = RateLimit(self._answer, per_second)
+        self.limit = RateLimit(per_second)
+        self.gate = Gate(self._answer, lambda _: None, [self.limit], Accepted())
         self.clock = Clock()
         self.limit._now_ns = self.clock.now_ns
 
@@ -50,7 +52,7 @@ class Limited:
             sent.append(message)
 
         scope = {"type": "http", "path": "/classify", "client": (client, 1), CALLER: caller} | scope
-        asyncio.run(self.limit(scope, receive, send))
+        asyncio.run(self.gate(scope, receive, send))
         return sent[0]
 
     def statuses(self, count: int, **how: Any) -> list[int]:
@@ -95,20 +97,7 @@ def test_callers_count_apart() -> None:
 
 
 def test_a_route_that_is_not_limited_is_not_counted() -> None:
-    limited = Limited(1)
-    sent: list[Message] = []
-
-    async def ask() -> None:
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        call = Call(Policy(limited=False))
-        scope: Scope = {"type": "http", "client": ("192.0.2.1", 1), CALLER: b"key", CALL: call}
-        for _ in range(5):
-            await limited.limit(scope, None, send)  # type: ignore[arg-type]
-
-    asyncio.run(ask())
-    assert [message["status"] for message in sent] == [200] * 5
+    assert Limited(1).statuses(5, **{CALL: Call(Policy(limited=False))}) == [200] * 5
 
 
 def test_callers_are_forgotten_when_there_are_too_many() -> None:

@@ -13,9 +13,11 @@ from starlette.types import Message, Scope
 
 from service.errors import Overloaded, UnknownModel
 from service.http.app import create_app
+from service.http.middleware.gate import Accepted, Gate
 from service.http.middleware.shedding import Shedding
 from service.http.policy import CALL
 from service.runtime.lifecycle import Serving
+from service.runtime.load import HeldBytes
 from service.settings import Settings
 
 TABLE = create_app(Settings()).state.table
@@ -27,6 +29,7 @@ class FullOf:
     def __init__(self, name: str, *kinds: str) -> None:
         self.models = self.execution = self
         self.settings = Settings()
+        self.held_bytes = HeldBytes(1000)
         self.asked: list[tuple[str, str, float]] = []
         self._full = [(name, kind) for kind in kinds]
 
@@ -46,7 +49,9 @@ class FullOf:
             raise Overloaded("Full.", 3)
 
 
-def ask(server: FullOf, path: str, query: str = "", method: str = "POST") -> tuple[int, Any, Scope]:
+def ask(
+    server: FullOf, path: str, query: str = "", method: str = "POST", length: int = 0
+) -> tuple[int, Any, Scope]:
     """Status and body of the refusal, or 200 and None where the application is reached."""
     sent: list[Message] = []
 
@@ -64,10 +69,12 @@ def ask(server: FullOf, path: str, query: str = "", method: str = "POST") -> tup
         "method": method,
         "path": path,
         "query_string": query.encode(),
+        "headers": [(b"content-length", str(length).encode())],
         "state": {},
         CALL: TABLE.find(method, path),
     }
-    asyncio.run(Shedding(app, cast(Serving, server))(scope, receive, send))
+    checks = [Shedding(cast(Serving, server))]
+    asyncio.run(Gate(app, lambda _: None, checks, Accepted())(scope, receive, send))
     body = b"".join(message.get("body", b"") for message in sent)
     return sent[0]["status"], json.loads(body) if body else None, scope
 
@@ -137,3 +144,15 @@ def test_with_a_cache_the_answer_may_be_known() -> None:
     assert ask(server, "/classify")[0] == 200
     server.settings = Settings()
     assert ask(server, "/classify")[0] == 503
+
+
+def test_what_waits_takes_no_more_memory_than_it_may() -> None:
+    server = FullOf("nix")
+    assert ask(server, "/classify", length=1000)[0] == 200
+    other = server.held_bytes.hold()
+    other.add(1)
+    status, problem, _ = ask(server, "/classify", length=1000)
+    assert (status, problem["code"]) == (503, "overloaded")
+    assert ask(server, "/models", method="GET", length=1000)[0] == 200
+    other.release()
+    assert ask(server, "/classify", length=1000)[0] == 200
