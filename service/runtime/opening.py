@@ -26,6 +26,9 @@ from service.settings import Settings
 logger = logging.getLogger("residuum")
 
 GRAPH_KINDS: tuple[GraphKind, ...] = get_args(GraphKind)
+# An engine of its own for images that come alone must make them at least so much faster: its threads wait for
+# one another, so an image takes more processor time in it, which others lack.
+WORTH_ALONE_MS = 1.0
 TIMED_S = 0.05  # how long each batch size is timed; at least one run
 
 
@@ -73,9 +76,9 @@ def make_ready(source: Source[Settings]) -> Opened:
 
 
 def _open(source: Source[Settings], choice: Choice) -> Opened:
-    """Open the engine for load and, if several instances share the device, one that takes all of it."""
+    """Open the engine for load and, if several instances share the device and it pays, one that takes all."""
     candidate, settings = choice.candidate, source.settings
-    alone = choice.instances > 1 and not settings.instances
+    alone = choice.instances > 1 and not settings.instances and choice.saved_alone_ms >= WORTH_ALONE_MS
     engines: list[Engine] = []
     runners: list[Runner] = []
     with ExitStack() as opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -335,6 +336,7 @@ def test_where_an_image_alone_has_an_engine_of_its_own_both_are_checked(
     which: int,
 ) -> None:
     monkeypatch.setattr("engines.selection.trial.best_count", lambda loaded_ms: 2)
+    monkeypatch.setattr("service.runtime.opening.WORTH_ALONE_MS", -math.inf)
 
     async def check() -> None:
         async with running(artifact, threads=2, check_interval=0.01) as server:
@@ -345,6 +347,19 @@ def test_where_an_image_alone_has_an_engine_of_its_own_both_are_checked(
             await server.until_state("ready")
             assert [engine.closed for engine in both] == [1, 1]
             assert is_right(await server.classify(), expected)
+
+    asyncio.run(check())
+
+
+def test_an_engine_that_gains_an_image_alone_too_little_is_not_opened(
+    artifact: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.selection.trial.best_count", lambda loaded_ms: 2)
+    monkeypatch.setattr("service.runtime.opening.WORTH_ALONE_MS", math.inf)
+
+    async def check() -> None:
+        async with running(artifact, threads=2, check_interval=0):
+            assert {engine.info.instances for engine in workshop.now()} == {2}
 
     asyncio.run(check())
 
