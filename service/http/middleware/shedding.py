@@ -28,7 +28,7 @@ TIMEOUT_MS = re.compile(rb"(?:^|&)timeout_ms=([0-9]{1,9})(?:&|$)")
 def declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """Return the length of the body that the head of a request declares; 0 if it declares none."""
     length = next((value for name, value in headers if name == b"content-length"), b"")
-    return int(length) if length.isdigit() else 0
+    return int(length) if length.isdigit() and len(length) < 20 else 0
 
 
 class Shedding:
@@ -38,11 +38,17 @@ class Shedding:
         self._serving = serving
 
     def __call__(self, scope: Scope) -> None:
-        if policy_of(scope).runs:
-            scope[HOLDING] = self._serving.held_bytes.hold()
+        if not policy_of(scope).runs:
+            return
+        scope[HOLDING] = self._serving.held_bytes.hold()
+        try:
             self._serving.held_bytes.check_room(declared_bytes(scope["headers"]))
             with suppress(NotFound):  # there is no such model: the route says so
                 self._check_room(scope)
+        except Unavailable:
+            call: Call = scope[CALL]
+            scope["route"] = call.route  # for metrics and logs
+            raise
 
     def _check_room(self, scope: Scope) -> None:
         call: Call = scope[CALL]
@@ -57,7 +63,6 @@ class Shedding:
         try:
             self._check_any(model, call.policy.runs, deadline)
         except Unavailable:
-            scope["route"] = call.route  # for metrics and logs
             scope["state"]["model"] = model.name
             raise
 

@@ -151,8 +151,9 @@ def test_what_waits_takes_no_more_memory_than_it_may() -> None:
     assert ask(server, "/classify", length=1000)[0] == 200
     other = server.held_bytes.hold()
     other.add(1)
-    status, problem, _ = ask(server, "/classify", length=1000)
-    assert (status, problem["code"]) == (503, "overloaded")
+    status, problem, scope = ask(server, "/classify", length=1000)
+    assert (status, problem["code"], scope["route"].path) == (503, "overloaded", "/classify")
+    assert ask(server, "/classify", length=10**30)[0] == 200  # the route says that it is too long
     assert ask(server, "/models", method="GET", length=1000)[0] == 200
     other.release()
     assert ask(server, "/classify", length=1000)[0] == 200
