@@ -43,3 +43,7 @@ class Unavailable(ResiduumError):
     def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class NotFiniteError(ResiduumError):
+    """A graph's outputs hold NaN or infinity: its activations left the range of their numbers."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.errors import ResiduumError
+from artifact.errors import NotFiniteError, ResiduumError
 from artifact.manifest import Label, Manifest
 
 
@@ -47,7 +47,13 @@ def top_classes(logits_K: NDArray[Any], top_k: int) -> list[int]:
 
 
 def top_predictions(logits_K: NDArray[Any], labels: Sequence[Label], top_k: int) -> list[Prediction]:
-    """Return the `top_k` classes of highest logit, in the order of `top_classes`."""
+    """Return the `top_k` classes of highest logit, in the order of `top_classes`.
+
+    Raises:
+        NotFiniteError: a logit is NaN or infinite.
+    """
+    if not np.isfinite(logits_K).all():
+        raise NotFiniteError("the graph returned logits that are not finite")
     best = top_classes(logits_K, top_k)
     probabilities, logits = softmax(logits_K)[best].tolist(), logits_K[best].tolist()
     return [

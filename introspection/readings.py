@@ -16,14 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.errors import ResiduumError
+from artifact.errors import NotFiniteError
 from artifact.manifest import MAPS, SCALARS, Block, MapName, ScalarName, map_slices
 
 FloatArray = NDArray[np.float64]
-
-
-class NotFiniteError(ResiduumError):
-    """The graph's outputs hold NaN or infinity: the activations left float32's range."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifact.errors import NotFiniteError
 from artifact.manifest import SCALARS, Variant, lens_blocks, read_manifest
 from artifact.postprocess import softmax
 from introspection.mean_squares import COSINE_ERROR_LIMIT
 from introspection.measure import Values, measure
 from introspection.quantities import MAPS
-from introspection.readings import LesionLogits, NotFiniteError
+from introspection.readings import LesionLogits
 from models.resnet import build
 from tests.support.measured import Measured, measured, random_blocks
 from tests.support.networks import liven

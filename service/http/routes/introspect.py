@@ -10,14 +10,14 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from artifact.errors import ParameterError
+from artifact.errors import NotFiniteError, ParameterError
 from artifact.manifest import Manifest
 from artifact.preprocess import Row
 from introspection.forms import FORMS, Form
 from introspection.graph_inputs import graph_kind, inputs, lesion_logits, num_lesion_rows
 from introspection.measure import Values, measure
 from introspection.question import Question, resolve
-from introspection.readings import LesionLogits, NotFiniteError
+from introspection.readings import LesionLogits
 from introspection.schemas import Introspection
 from introspection.seen import Run, Seen
 from introspection.steps import Steps, finish

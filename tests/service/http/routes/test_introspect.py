@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifact.errors import ParameterError
+from artifact.errors import NotFiniteError, ParameterError
 from artifact.manifest import Manifest, read_manifest
 from artifact.preprocess import Row
 from introspection import forms
@@ -28,7 +28,6 @@ from introspection.encoding import decode_codes, decode_map
 from introspection.pictures import sheet
 from introspection.quantities import MAPS
 from introspection.question import IntrospectQuery, resolve
-from introspection.readings import NotFiniteError
 from introspection.schemas import Introspection
 from introspection.steps import Steps
 from service.batching.types import Run, Runner
