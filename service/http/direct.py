@@ -42,7 +42,7 @@ class CallDirectly:
             query = read_query(query_model(call.route.endpoint), scope["query_string"])
             response = await call.route.endpoint(request, query)
         except Exception as error:
-            response = await answer_to(error, request)
+            response = await answer_to(request, error)
         await response(scope, receive, send)
 
 

@@ -35,27 +35,38 @@ def add_error_handlers(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
-    for kind in TABLE:  # starlette looks up the class of an error, then its bases
-        app.add_exception_handler(kind, _on_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid_query)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    # starlette looks up the class of an error, then its bases
+    for kind in (*TABLE, RequestValidationError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(kind, answer_to)
 
 
-async def answer_to(error: Exception, request: Request) -> Response:
-    """Return the answer to an error of a handler that the framework does not call; raise what is a bug."""
+async def answer_to(request: Request, error: Exception) -> Response:
+    """Return the answer to an error of a handler; raise what is a bug."""
+    response: Response
     if isinstance(error, RequestValidationError):
-        return await _on_invalid_query(request, error)
-    if isinstance(error, ClientDisconnect):
-        return await _on_disconnect(request, error)
-    if isinstance(error, ResiduumError) and row_of(type(error)) is not None:
-        return await _on_error(request, error)
-    raise error
+        response = _on_invalid_query(request, error)
+    elif isinstance(error, HTTPException):
+        response = _on_http_exception(request, error)
+    elif isinstance(error, ClientDisconnect):  # nobody reads it: the access log has its customary number
+        response = Response(status_code=499)
+    elif isinstance(error, ResiduumError) and row_of(type(error)) is not None:
+        response = _say(request, problem_of(error))
+    else:
+        raise error
+    _forget_frames(error)
+    return response
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ResiduumError)
-    return _say(request, problem_of(error))
+def _forget_frames(error: BaseException) -> None:
+    """Forget where an error came from.
+
+    Its frames hold the files of the request, and may hold the error: a cycle, which keeps the files until the
+    garbage collector runs.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
 
 
 def _say(request: Request, problem: Problem) -> Response:
@@ -63,9 +74,8 @@ def _say(request: Request, problem: Problem) -> Response:
     return problem.response(request.url.path)
 
 
-async def _on_invalid_query(request: Request, error: Exception) -> Response:
+def _on_invalid_query(request: Request, error: RequestValidationError) -> Response:
     """Answer pydantic's error about a query parameter; routes have no other input that pydantic checks."""
-    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     parameter = str(first["loc"][-1] if len(first["loc"]) < 2 else first["loc"][1])
     if first["type"] == "extra_forbidden":
@@ -73,17 +83,15 @@ async def _on_invalid_query(request: Request, error: Exception) -> Response:
     else:
         message = str(first["msg"])
         detail, hint = f"{parameter}={first['input']}: {message[0].lower()}{message[1:]}.", ""
-    return await _on_error(request, ParameterError(parameter, detail, hint))
+    return _say(request, problem_of(ParameterError(parameter, detail, hint)))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Answer an error of the framework: 404 for a path, 405 for a method, others by their status."""
-    assert isinstance(error, HTTPException)
     path, method = request.url.path, request.method
     if error.status_code == 404:
-        return await _on_error(
-            request, NotFound(f"There is nothing at {path}.", "GET /docs lists every call.")
-        )
+        missing = NotFound(f"There is nothing at {path}.", "GET /docs lists every call.")
+        return _say(request, problem_of(missing))
     if error.status_code == 405:
         allowed = ", ".join(allowed_methods(request))
         headers = {"Allow": allowed}
@@ -94,11 +102,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     title = HTTPStatus(error.status_code).phrase
     detail = str(error.detail)
     return _say(request, Problem(error.status_code, "http_error", title, detail, headers=error.headers or {}))
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """Give the access log its customary 499; the client has left and reads no answer."""
-    return Response(status_code=499)
 
 
 def allowed_methods(request: Request) -> list[str]:

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Lock, RLock, Thread
 
+from artifact.errors import ResiduumError
 from artifact.manifest import Preprocessing
 from artifact.preprocess import ImageError, Limits, Preprocessed, preprocess
 from engines.machine import go_behind_the_loop, name_this_thread
 from service.batching.smoothing import follow
+from service.batching.types import Closed
 from service.telemetry.metrics import Metrics
 
 MOST_WAITING = 4.0  # an estimate counts this many times the processor time of an image at most
+
+# What a request is told on a thread of the pool: its images in order, or what is wrong with them.
+Then = Callable[[list[Preprocessed] | Exception], None]
 
 
 class DecodePool:
@@ -29,10 +33,10 @@ class DecodePool:
         self._num_threads = num_threads
         self._limits = limits
         self._metrics = metrics
-        self._lock = Lock()
+        self._lock = RLock()
         self._num_pending = 0  # images that wait for a thread or have one
         self._image_s = 0.01
-        self._queue: SimpleQueue[tuple[_Request, int] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Decoding, int] | None] = SimpleQueue()
         self._closed = False
         for _ in range(num_threads):
             Thread(target=self._work, name="decode", daemon=True).start()
@@ -45,31 +49,38 @@ class DecodePool:
         self,
         images: Sequence[bytes],
         spec: Preprocessing,
+        then: Then,
         *,
         keep_original: bool = False,
         deadline: float | None = None,
         late: Callable[[], Exception] = TimeoutError,
-    ) -> Future[list[Preprocessed]]:
-        """Preprocess every image, and return them in order; a thread of the pool settles the future.
+    ) -> Decoding:
+        """Preprocess every image, and call `then` once, on a thread of the pool, unless it is cancelled.
+
+        `then` gets the images in order, or the error of the first one that cannot be used: an ImageError.
 
         Args:
             deadline: a time of `time.monotonic()`. An image that no thread has begun by then fails the
                 request with the error that `late` makes.
 
-        The future raises:
-            ImageError: the first image that cannot be used.
+        Raises:
+            Closed: after `close`.
         """
-        request = _Request(images, spec, keep_original, deadline, late)
-        self._count(len(images))
-        for index in range(len(images)):
-            self._queue.put((request, index))
-        return request.future
+        decoding = Decoding(images, spec, then, self._count, keep_original, deadline, late)
+        with self._lock:  # so that nothing is queued behind what ends the threads
+            if self._closed:
+                raise Closed("the server decodes no more images")
+            self._count(len(images))
+            for index in range(len(images)):
+                self._queue.put((decoding, index))
+        return decoding
 
     def close(self) -> None:
-        """End the threads; images that still wait are cancelled."""
-        self._closed = True
-        for _ in range(self._num_threads):
-            self._queue.put(None)
+        """End the threads; images that still wait fail with Closed."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._num_threads):
+                self._queue.put(None)
 
     def _count(self, num_more: int) -> None:
         with self._lock:
@@ -80,77 +91,101 @@ class DecodePool:
         name_this_thread("decode")
         go_behind_the_loop()
         while (item := self._queue.get()) is not None:
-            request, index = item
-            if self._closed:
-                request.future.cancel()
-            outcome = self._outcome(request, index)
-            self._count(-1)
-            request.note(index, outcome)
-            del item, request, outcome  # before waiting: they hold a photograph
+            decoding, index = item
+            if (image := decoding.begin(index)) is not None:
+                outcome = self._outcome(decoding, image)
+                self._count(-1)
+                decoding.note(index, outcome)
+                del outcome
+            del item, decoding, image  # before waiting: they hold a photograph
 
-    def _outcome(self, request: _Request, index: int) -> Preprocessed | Exception | None:
-        """Return the image, what is wrong with it, or None if nobody wants it any more."""
+    def _outcome(self, decoding: Decoding, image: bytes) -> Preprocessed | Exception:
+        """Return the image preprocessed, or what is wrong with it."""
         started, worked = time.monotonic(), time.thread_time()
-        if request.future.cancelled():
-            return None
-        if request.deadline is not None and started > request.deadline:
-            return request.late()
         try:
-            return preprocess(request.images[index], request.spec, self._limits, request.keep_original)
-        except Exception as error:  # also what we did not foresee: it is the request's, not the thread's
+            if self._closed:
+                return Closed("the server stopped before this image was decoded")
+            if decoding.deadline is not None and started > decoding.deadline:
+                return decoding.late()
+            done = preprocess(image, decoding.spec, self._limits, decoding.keep_original)
+        except ResiduumError as error:
+            return error.with_traceback(None)  # whose frames hold the file
+        except Exception as error:  # what we did not foresee is the request's, not the thread's
             return error
-        finally:
-            seconds = time.monotonic() - started
-            # What a thread waits for a core counts, as it will at the next image; but not without a limit, or
-            # one hiccup would make the pool look too slow for every deadline.
-            worked = time.thread_time() - worked
-            self._image_s = follow(self._image_s, min(seconds, MOST_WAITING * worked))
-            self._metrics.decoded(seconds)
+        seconds = time.monotonic() - started
+        # What a thread waits for a core counts, as it will at the next image; but not without a limit, or one
+        # hiccup would make the pool look too slow for every deadline.
+        worked = time.thread_time() - worked
+        self._image_s = follow(self._image_s, min(seconds, MOST_WAITING * worked))
+        self._metrics.decoded(seconds)
+        return done
 
 
-class _Request:
-    """The images of a request, some of them preprocessed."""
+class Decoding:
+    """The images of a request in the pool: some wait, some are done.
+
+    Args:
+        count: called with the number by which the images that wait or have a thread change.
+    """
 
     def __init__(
         self,
         images: Sequence[bytes],
         spec: Preprocessing,
+        then: Then,
+        count: Callable[[int], None],
         keep_original: bool,
         deadline: float | None,
         late: Callable[[], Exception],
     ) -> None:
-        self.images = images
         self.spec = spec
         self.keep_original = keep_original
         self.deadline = deadline
         self.late = late
-        self.future: Future[list[Preprocessed]] = Future()
+        self._waiting: dict[int, bytes] = dict(enumerate(images))
         self._outcomes: list[Preprocessed | Exception | None] = [None] * len(images)
         self._num_left = len(images)
+        self._then: Then | None = then  # None: it was called, or nobody waits for it
+        self._count = count
         self._lock = Lock()
 
-    def note(self, index: int, outcome: Preprocessed | Exception | None) -> None:
-        """Note what became of an image; the last one settles the future."""
+    def begin(self, index: int) -> bytes | None:
+        """Return an image, which belongs to the caller from now on; None if nobody wants it any more."""
         with self._lock:
+            return self._waiting.pop(index, None)
+
+    def cancel(self) -> None:
+        """Let go of all images; a thread that has one finishes it, for nobody."""
+        with self._lock:
+            num_waiting = len(self._waiting)
+            self._waiting.clear()
+            self._outcomes.clear()
+            self._then = None
+        if num_waiting:
+            self._count(-num_waiting)
+
+    def note(self, index: int, outcome: Preprocessed | Exception) -> None:
+        """Note what became of an image; the last one calls `then`."""
+        with self._lock:
+            if self._then is None:
+                return
             self._outcomes[index] = outcome
             self._num_left -= 1
             if self._num_left:
                 return
-        if not self.future.set_running_or_notify_cancel():
-            return
-        done = [outcome for outcome in self._outcomes if isinstance(outcome, Preprocessed)]
-        if len(done) == len(self._outcomes):
-            self.future.set_result(done)
-        else:
-            self.future.set_exception(self._first_error())
+            then, self._then = self._then, None
+            outcomes, self._outcomes = self._outcomes, []
+        done = [outcome for outcome in outcomes if isinstance(outcome, Preprocessed)]
+        then(done if len(done) == len(outcomes) else _first_error(outcomes))
 
-    def _first_error(self) -> Exception:
-        """Return the error of the first image that failed; of several images the error says which one."""
-        index, error = next(
-            (index, outcome) for index, outcome in enumerate(self._outcomes) if isinstance(outcome, Exception)
-        )
-        if not isinstance(error, ImageError) or len(self._outcomes) == 1:
-            return error
-        named = type(error)(error.code, f"Image {index}: {error.detail}", error.hint, image_index=index)
-        named.__cause__ = error
-        return named
+
+def _first_error(outcomes: Sequence[Preprocessed | Exception | None]) -> Exception:
+    """Return the error of the first image that failed; of several images the error says which one."""
+    index, error = next(
+        (index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)
+    )
+    if not isinstance(error, ImageError) or len(outcomes) == 1:
+        return error
+    named = type(error)(error.code, f"Image {index}: {error.detail}", error.hint, image_index=index)
+    named.__cause__ = error
+    return named

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,30 +131,28 @@ class Execution:
             self._suspecting(graph),
             graph.batcher.admit(len(images), deadline, self._decoders.seconds_for(len(images))) as admission,
         ):
+            passage = _Passage(self._mailbox(), admission, started, inputs or {})
             decoding = self._decoders.preprocess(
                 images,
                 model.manifest.preprocessing,
+                passage.run,
                 keep_original=keep_original,
                 deadline=deadline,
                 late=lambda: DeadlineMissed(self.seconds_until_free()),
             )
-            passage = _Passage(self._mailbox(), admission, started, inputs or {})
-            decoding.add_done_callback(passage.run)
             done = False
             try:
-                await passage.gathering.waiter
+                await passage.gathering.wait()
                 done = True
             finally:
                 took_s = time.monotonic() - started
                 graph.batcher.forecast.note(admission.expected_s, took_s, done=done)
                 decoding.cancel()
-                for future in passage.futures:  # their places in the queue
-                    future.cancel()
-        photographs = decoding.result()
-        for _ in photographs:
-            graph.meter.decoded(passage.decode_s / len(photographs))
+                passage.leave()
+        for _ in images:
+            graph.meter.decoded(passage.decode_s / len(images))
         results = [future.result() for future in passage.futures]
-        return Ran(photographs, results, stages_of(results, passage.decode_s * 1000))
+        return Ran(passage.photographs, results, stages_of(results, passage.decode_s * 1000))
 
     async def run_rows(
         self, model: LoadedModel, kind: GraphKind, rows: Sequence[Row], deadline: float
@@ -202,25 +199,37 @@ class _Passage:
         inputs: Mapping[str, NDArray[Any]],
     ) -> None:
         self.gathering = Gathering(mailbox)
+        self.photographs: list[Preprocessed] = []
         self.futures: list[Future[Result]] = []
         self.decode_s = 0.0
-        self._mailbox = mailbox
         self._admission = admission
         self._started = started
         self._inputs = inputs
+        self._left = False
 
-    def run(self, decoding: Future[list[Preprocessed]]) -> None:
+    def run(self, decoded: list[Preprocessed] | Exception) -> None:
         """Queue the rows of the images, on the thread that decoded the last one."""
-        if decoding.cancelled():
-            return
         self.decode_s = time.monotonic() - self._started
+        if isinstance(decoded, Exception):
+            self.gathering.fail(decoded)
+            return
+        self.photographs = decoded
         try:
-            rows = [{"images": photograph.pixels, **self._inputs} for photograph in decoding.result()]
-            self.futures = self._admission.submit(rows)
+            self.futures = self._admission.submit(
+                [{"images": photograph.pixels, **self._inputs} for photograph in decoded]
+            )
         except Exception as error:
-            self._mailbox.post(partial(self.gathering.fail, error))
-        else:
-            self.gathering.expect(self.futures)
+            self.gathering.fail(error)
+            return
+        self.gathering.expect(self.futures)
+        if self._left:  # meanwhile
+            self.leave()
+
+    def leave(self) -> None:
+        """Free the places in the queue of rows that nobody waits for any more."""
+        self._left = True
+        for future in self.futures:
+            future.cancel()
 
 
 async def _logits(admission: Admission, rows: Sequence[Row], mailbox: Mailbox) -> list[NDArray[np.float32]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -11,6 +12,8 @@ from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
+
+logger = logging.getLogger("residuum")
 
 
 class Mailbox:
@@ -36,41 +39,51 @@ class Mailbox:
     def _deliver(self) -> None:
         self._woken = False  # before the last look, so that no call is left behind
         while self._calls:
-            self._calls.popleft()()
+            try:
+                self._calls.popleft()()
+            except Exception:  # the calls behind it are those of other requests
+                logger.exception("A call that a thread had posted failed")
 
 
 class Gathering:
-    """Results of futures for one waiter on the loop; its methods run on the loop."""
+    """Results of futures for one waiter on the loop. One thread, any, calls `expect` or `fail`, once."""
 
     def __init__(self, mailbox: Mailbox) -> None:
-        self.waiter: asyncio.Future[None] = mailbox.loop.create_future()
         self._mailbox = mailbox
+        self._waiter: asyncio.Future[None] = mailbox.loop.create_future()
         self._num_left = 0
 
+    async def wait(self) -> None:
+        """Wait until all futures are done; raise the first error."""
+        await self._waiter
+
     def expect(self, futures: Sequence[Future[T]]) -> None:
-        """Settle the waiter when all futures are done, or at the first error. Call it once, on any thread."""
+        """Let the waiter wait for these futures, or for the first error of one."""
         self._num_left = len(futures)
         for future in futures:
             future.add_done_callback(self._post)
 
-    def fail(self, error: BaseException) -> None:
-        """Give the waiter an error, unless it is settled or nobody waits any more."""
-        if not self.waiter.done():
-            self.waiter.set_exception(error)
+    def fail(self, error: Exception) -> None:
+        """Give the waiter an error."""
+        self._mailbox.post(partial(self._settle, error))
 
     def _post(self, future: Future[T]) -> None:
         self._mailbox.post(partial(self._note, future))
 
     def _note(self, future: Future[T]) -> None:
         self._num_left -= 1
-        if self.waiter.done():
-            return
         if future.cancelled():
-            self.waiter.cancel()
-        elif (error := future.exception()) is not None:
-            self.waiter.set_exception(error)
-        elif not self._num_left:
-            self.waiter.set_result(None)
+            self._waiter.cancel()
+        elif (error := future.exception()) is not None or not self._num_left:
+            self._settle(error)
+
+    def _settle(self, error: BaseException | None) -> None:
+        if self._waiter.done():  # settled, or nobody waits any more
+            return
+        if error is None:
+            self._waiter.set_result(None)
+        else:
+            self._waiter.set_exception(error)
 
 
 async def results_of(futures: Sequence[Future[T]], mailbox: Mailbox) -> list[T]:
@@ -81,7 +94,7 @@ async def results_of(futures: Sequence[Future[T]], mailbox: Mailbox) -> list[T]:
     gathering = Gathering(mailbox)
     gathering.expect(futures)
     try:
-        await gathering.waiter
+        await gathering.wait()
         return [future.result() for future in futures]
     finally:
         for future in futures:

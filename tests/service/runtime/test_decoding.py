@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from PIL import Image
 from artifact.image_bytes import ImageTooLong
 from artifact.manifest import Preprocessing
 from artifact.preprocess import ImageError, Limits, Preprocessed
+from service.batching.types import Closed
 from service.runtime.decoding import DecodePool
 from service.telemetry.metrics import Metrics
 
@@ -26,8 +29,29 @@ def png(shade: int, size: tuple[int, int] = (20, 10)) -> bytes:
     return file.getvalue()
 
 
-def preprocessed(work: Future[list[Preprocessed]]) -> list[Preprocessed]:
-    return work.result(60)
+class Told:
+    """What a request is told by the pool."""
+
+    def __init__(self, pool: DecodePool, images: list[bytes], **options: Any) -> None:
+        self._future: Future[list[Preprocessed] | Exception] = Future()
+        self.decoding = pool.preprocess(images, SPEC, self._future.set_result, **options)
+
+    @property
+    def images(self) -> list[Preprocessed]:
+        told = self._future.result(60)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    @property
+    def error(self) -> Exception:
+        told = self._future.result(60)
+        assert isinstance(told, Exception)
+        return told
+
+    @property
+    def nothing(self) -> bool:
+        return not self._future.done()
 
 
 @pytest.fixture
@@ -38,36 +62,36 @@ def pool() -> Iterator[DecodePool]:
 
 
 def test_in_order(pool: DecodePool) -> None:
-    done = preprocessed(pool.preprocess([png(1), png(2), png(3)], SPEC))
+    done = Told(pool, [png(1), png(2), png(3)]).images
     assert [int(image.pixels[0, 0, 0]) for image in done] == [1, 2, 3]
     assert (done[0].format, done[0].width, done[0].height) == ("png", 20, 10)
     assert done[0].original is None
 
 
 def test_the_original_is_kept_when_asked_for(pool: DecodePool) -> None:
-    [image] = preprocessed(pool.preprocess([png(1)], SPEC, keep_original=True))
+    [image] = Told(pool, [png(1)], keep_original=True).images
     assert image.original is not None
     assert image.original.size == (20, 10)
 
 
 def test_of_several_the_bad_one_is_named(pool: DecodePool) -> None:
-    with pytest.raises(ImageError, match=r"^Image 1: ") as refused:
-        preprocessed(pool.preprocess([png(1), b"no image", b""], SPEC))
-    assert refused.value.members == {"image_index": 1}
-    assert refused.value.code == "unsupported_image"
+    error = Told(pool, [png(1), b"no image", b""]).error
+    assert isinstance(error, ImageError)
+    assert error.detail.startswith("Image 1: ")
+    assert error.members == {"image_index": 1}
+    assert error.code == "unsupported_image"
 
 
 def test_a_single_one_needs_no_name(pool: DecodePool) -> None:
-    with pytest.raises(ImageError) as refused:
-        preprocessed(pool.preprocess([png(1, (100, 100))], SPEC))
-    assert refused.value.code == "too_many_pixels"
-    assert refused.value.members == {}
-    assert "Image 0" not in refused.value.detail
+    error = Told(pool, [png(1, (100, 100))]).error
+    assert isinstance(error, ImageError)
+    assert error.code == "too_many_pixels"
+    assert error.members == {}
+    assert "Image 0" not in error.detail
 
 
 def test_too_many_bytes_are_told_apart(pool: DecodePool) -> None:
-    with pytest.raises(ImageTooLong):
-        preprocessed(pool.preprocess([b"x" * 2_001], SPEC))
+    assert isinstance(Told(pool, [b"x" * 2_001]).error, ImageTooLong)
 
 
 def test_what_is_pending_counts_in_the_estimate_and_in_the_gauge() -> None:
@@ -83,18 +107,25 @@ def test_what_is_pending_counts_in_the_estimate_and_in_the_gauge() -> None:
 
     alone = pool.seconds_for(1)
     held = threading.Event()
-    blocked = pool.preprocess([png(1)] * 3, SPEC, deadline=0, late=lambda: _after(held))
+    blocked = Told(pool, [png(1)] * 3, deadline=0, late=lambda: _after(held))
     assert pool.seconds_for(1) > alone
     assert decoding() == 3
+    left = Told(pool, [png(2)] * 4)
+    assert decoding() == 7
+    left.decoding.cancel()
+    left.decoding.cancel()
+    assert decoding() == 3
     held.set()
-    with pytest.raises(TimeoutError):
-        blocked.result(60)
+    assert isinstance(blocked.error, TimeoutError)
     assert decoding() == 0
+    assert left.nothing
     pool.close()
 
 
-def _after(held: threading.Event) -> Exception:
+def _after(held: threading.Event, begun: threading.Event | None = None) -> Exception:
     """Keep a thread of the pool busy until the event is set."""
+    if begun is not None:
+        begun.set()
     assert held.wait(60)
     return TimeoutError()
 
@@ -104,14 +135,58 @@ def test_what_nobody_waits_for_is_not_decoded() -> None:
     metrics = Metrics()
     pool = DecodePool(1, Limits(), metrics)
     held = threading.Event()
-    first = pool.preprocess([png(1)], SPEC, deadline=0, late=lambda: _after(held))
-    cancelled = pool.preprocess([png(2)] * 20, SPEC)
-    late = pool.preprocess([png(3)] * 20, SPEC, deadline=time.monotonic())
-    last = pool.preprocess([png(4)], SPEC)
-    assert cancelled.cancel()
+    first = Told(pool, [png(1)], deadline=0, late=lambda: _after(held))
+    cancelled = Told(pool, [png(2)] * 20)
+    late = Told(pool, [png(3)] * 20, deadline=time.monotonic())
+    last = Told(pool, [png(4)])
+    cancelled.decoding.cancel()
     held.set()
-    assert len(last.result(60)) == 1
-    assert isinstance(first.exception(60), TimeoutError)
-    assert isinstance(late.exception(60), TimeoutError)
+    assert len(last.images) == 1
+    assert isinstance(first.error, TimeoutError)
+    assert isinstance(late.error, TimeoutError)
+    assert cancelled.nothing
     assert "residuum_decode_seconds_count 1.0" in metrics.render()[0].decode()
     pool.close()
+
+
+def test_who_leaves_takes_the_files_along() -> None:
+    """They are let go while the only thread is busy, although their places in the queue are still there."""
+    pool = DecodePool(1, Limits(), Metrics())
+    held = threading.Event()
+    first = Told(pool, [png(1)], deadline=0, late=lambda: _after(held))
+    file = png(2)
+    before = sys.getrefcount(file)
+    leaving = Told(pool, [file, file])
+    assert sys.getrefcount(file) > before
+    leaving.decoding.cancel()
+    assert sys.getrefcount(file) == before
+    held.set()
+    assert isinstance(first.error, TimeoutError)
+    pool.close()
+
+
+def test_whoever_waits_is_told_that_the_pool_was_closed() -> None:
+    pool = DecodePool(1, Limits(), Metrics())
+    held, begun = threading.Event(), threading.Event()
+    first = Told(pool, [png(1)], deadline=0, late=lambda: _after(held, begun))
+    waiting = Told(pool, [png(2)] * 3)
+    assert begun.wait(60)
+    pool.close()
+    held.set()
+    assert isinstance(first.error, TimeoutError)
+    assert isinstance(waiting.error, Closed)
+    with pytest.raises(Closed):
+        pool.preprocess([png(3)], SPEC, print)
+
+
+def test_an_error_of_late_is_the_requests() -> None:
+    """The thread goes on."""
+    pool = DecodePool(1, Limits(), Metrics())
+    broken = Told(pool, [png(1)], deadline=0, late=lambda: _raise(ZeroDivisionError()))
+    assert isinstance(broken.error, ZeroDivisionError)
+    assert len(Told(pool, [png(2)]).images) == 1
+    pool.close()
+
+
+def _raise(error: Exception) -> Exception:
+    raise error

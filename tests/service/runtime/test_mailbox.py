@@ -93,3 +93,17 @@ def test_a_loop_that_has_ended_harms_no_thread() -> None:
     mailbox = Mailbox(loop)
     loop.close()
     mailbox.post(lambda: None)
+
+
+def test_a_call_that_raises_does_not_take_the_others_along(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> list[int]:
+        mailbox = Mailbox(asyncio.get_running_loop())
+        made: list[int] = []
+        mailbox.post(lambda: made.append(1 // 0))
+        mailbox.post(partial(made.append, 2))
+        while not made:
+            await asyncio.sleep(0)
+        return made
+
+    assert asyncio.run(main()) == [2]
+    assert "ZeroDivisionError" in caplog.text
