@@ -55,7 +55,8 @@ class Settings(EngineSettings):
         ge=0,
         le=60_000,
         json_schema_extra=BATCHES,
-        description="milliseconds that an image waits for others to join its batch while an instance is idle",
+        description="milliseconds that an image waits for others to join its batch while cores are idle; "
+        "while all cores decode, a batch waits for some of these images at any rate",
     )
     queue_capacity: int = Field(
         0,

@@ -42,7 +42,7 @@ class Batcher:
 
     Args:
         runners, max_batch_ms: see Runners.
-        max_wait_ms: how long the first entry waits for others, counted from its arrival.
+        max_wait_ms: how long the first entry waits for others while cores are idle, from its arrival on.
         queue_capacity: entries that may wait or be on their way; those in running batches do not count.
             0: any number that can be done in time.
         priority: the graph with the lowest number goes first on a device.
@@ -191,8 +191,7 @@ class Batcher:
     def close(self, timeout_s: float | None = None) -> bool:
         """Take no more entries, run those that wait, and end; refuse what still waits after `timeout_s`.
 
-        Returns:
-            Whether no batch is running any more.
+        Return whether no batch is running any more.
         """
         with self._changed:
             if self._state in CLOSE:
@@ -222,13 +221,15 @@ class Batcher:
 
         While all cores decode rows that will come, waiting for some of them saves processor time.
         """
-        first, full = self._waiting[0], len(self._waiting) >= self.largest_batch
-        if full or first.runner is not None or self._state is State.CLOSING:
+        first, num_waiting = self._waiting[0], len(self._waiting)
+        if num_waiting >= self.largest_batch or first.runner is not None or self._state is State.CLOSING:
             return 0.0
-        wait_s = self._max_wait_s
-        if self._num_expected >= self._scheduler.slots:
-            wait_s = max(wait_s, self._runners.company_s(self._num_expected))
-        return first.queued + wait_s - now
+        cores_decode = self._num_expected >= self._scheduler.slots
+        company_s = self._runners.company_s(self._num_expected) if cores_decode else 0.0
+        until = first.queued + max(self._max_wait_s, company_s)
+        if first.deadline is not None:
+            until = min(until, first.deadline - self._runners.seconds_in_haste(num_waiting))
+        return until - now
 
     def slots_wanted(self, free: int, total: int) -> int:
         return max(1, total // self._next_runner(free, total).instances)
@@ -299,14 +300,11 @@ class Batcher:
             self._scheduler.wake()  # what waits may have waited for these rows
 
     def _forget_if_cancelled(self, future: Future[Result]) -> None:
-        """Free the place in the queue of a client that leaves.
-
-        A callback that held the entry itself would be a cycle, and keep all results until it is collected.
-        """
+        """Free the place of a client that leaves. A callback that held the entry would be a cycle."""
         if future.cancelled():
             with self._changed:
-                if self._waiting.forget(future):
-                    self._tell()
+                self._waiting.forget(future)
+                self._tell()
 
     # --- on a thread of the scheduler
 

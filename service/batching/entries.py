@@ -118,10 +118,9 @@ class Waiting(deque[Entry]):
             entry.future.cancel()
             self.remove(entry)
 
-    def forget(self, future: Future[Result]) -> bool:
-        """Remove the entry of that future; return whether it waited."""
+    def forget(self, future: Future[Result]) -> None:
+        """Remove the entry of that future, if it waits."""
         for entry in self:
             if entry.future is future:
                 self.remove(entry)
-                return True
-        return False
+                return

@@ -25,7 +25,14 @@ class Forecast:
 
     def note(self, expected_s: float, took_s: float, *, done: bool = True) -> None:
         """Learn from an image; of one that was given up, `took_s` says only that it would take longer."""
-        if expected_s < LEAST_S or not (done or took_s > expected_s * self.ratio):
+        if not (done or took_s > expected_s * self.ratio):
             return
+        measured = took_s / expected_s
+        if (
+            expected_s < LEAST_S
+        ):  # it can only heal a ratio that is too high: under short deadlines nothing else is admitted
+            measured = max(1.0, measured)
+            if measured >= self.ratio:
+                return
         least, most = RANGE
-        self.ratio = min(most, max(least, follow_ratio(self.ratio, took_s / expected_s)))
+        self.ratio = min(most, max(least, follow_ratio(self.ratio, measured)))

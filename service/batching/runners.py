@@ -9,7 +9,9 @@ from service.batching.sizes import sizes_for
 from service.batching.smoothing import follow_ratio
 from service.batching.types import Runner
 
-COMPANY = 8  # batches of one: what an entry may wait for others that are being decoded
+# What an entry may wait for others that are being decoded: batches of one, but at most so many full batches.
+COMPANY, MOST_COMPANY = 8, 2
+HASTE = 2.0
 
 
 class Runners:
@@ -59,12 +61,17 @@ class Runners:
         seconds = max(self.ms(self.at_load, size) / 1000, num_rows * self.seconds_an_image())
         return seconds * min(1.0, most_pace / self.pace)
 
+    def seconds_in_haste(self, num_rows: int) -> float:
+        """Return how long before the first deadline a batch of that many begins, although more may join."""
+        return HASTE * self.seconds_for(num_rows)
+
     def company_s(self, num_expected: int) -> float:
         """Return how long an entry may wait for others; so many are decoded or wait for it.
 
         The more there are, the longer all of them wait at any rate, and the less this adds.
         """
-        return max(COMPANY, num_expected / 2) * self.ms(self.at_load, 1) / 1000
+        alone, full = self.ms(self.at_load, 1), self.ms(self.at_load, self.largest_batch)
+        return min(max(COMPANY, num_expected / 2) * alone, MOST_COMPANY * full) / 1000
 
     def note(self, runner: Runner, size: int, seconds: float) -> None:
         """Update the pace with a batch that took `seconds`."""

@@ -23,10 +23,19 @@ def test_it_stays_within_bounds() -> None:
         assert forecast.ratio == bound
 
 
-def test_short_waits_say_nothing() -> None:
+def test_short_waits_can_only_heal() -> None:
+    """Where deadlines are short, a ratio that is too high lets nothing longer in, and would stay for ever."""
     forecast = Forecast()
     forecast.note(LEAST_S / 2, 10.0)
     assert forecast.ratio == 1.0
+    for _ in range(200):
+        forecast.note(1.0, 10.0)
+    for _ in range(50):
+        forecast.note(LEAST_S / 2, LEAST_S)
+    assert forecast.ratio == pytest.approx(2.0, rel=0.01)
+    for _ in range(50):
+        forecast.note(LEAST_S / 2, 0.0)
+    assert forecast.ratio == pytest.approx(1.0, rel=0.01)
 
 
 def test_what_was_given_up_counts_only_if_it_took_too_long() -> None:
