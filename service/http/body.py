@@ -8,7 +8,8 @@ module knows HTTP bodies, and nothing of images: `artifact.preprocess` decides w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterable
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -29,6 +30,14 @@ from service.settings import Settings
 PART = "image"
 HOLDING = "residuum.holding"  # in a request's scope: the Holding that counts its body, if it is counted
 HOW_TO_SEND = "Send the file itself (curl -T cat.jpg URL) or a form (curl -F image=@cat.jpg URL)."
+
+
+def declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the length of the body that the head of a request declares; 0 if it declares none."""
+    length = next((value for name, value in headers if name == b"content-length"), b"")
+    if not length.isdigit():
+        return 0
+    return int(length) if len(length) < 20 else sys.maxsize
 
 
 async def read_image(request: Request, settings: Settings) -> bytes:
@@ -75,9 +84,8 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
         Overloaded: the bodies that wait take too much memory.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
-    holding: Holding | None = request.scope.get(HOLDING)
-    declared = request.headers.get("content-length", "")
-    num_bytes = int(declared) if declared.isdecimal() and int(declared) > max_bytes else 0
+    declared = declared_bytes(request.headers.raw)
+    num_bytes = declared if declared > max_bytes else 0
     deadline = asyncio.get_running_loop().time() + settings.body_timeout
     more = True
     while more and num_bytes <= max_bytes:
@@ -94,11 +102,17 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
         if chunk := message.get("body"):
             num_bytes += len(chunk)
             if num_bytes <= max_bytes:
-                if holding is not None:
-                    holding.add(len(chunk))
+                hold(request, len(chunk))
                 yield chunk
     if num_bytes > max_bytes:
         raise TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
+
+
+def hold(request: Request, num_bytes: int) -> None:
+    """Count bytes that a request holds until it is answered; raise Overloaded if they are too many."""
+    holding: Holding | None = request.scope.get(HOLDING)
+    if holding is not None:
+        holding.add(num_bytes)
 
 
 async def _read_parts(request: Request, boundary: bytes | None, settings: Settings) -> list[bytes]:

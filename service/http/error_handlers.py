@@ -16,6 +16,7 @@ from artifact.errors import ParameterError, ResiduumError
 from service.errors import NotFound
 from service.http.problems import TABLE, Problem, problem_of, row_of
 from service.http.schemas import ProblemDocument
+from service.http.waiting import slow_down
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -54,6 +55,8 @@ async def answer_to(request: Request, error: Exception) -> Response:
     else:
         raise error
     _forget_frames(error)
+    if isinstance(error, ResiduumError):
+        await slow_down(request.scope, error)
     return response
 
 

@@ -33,7 +33,8 @@ class Policy:
         logged: a success has a line in the access log; a failure always has one.
         runs: the graphs of which the call runs one. It is refused before its body is read while all of these
             graphs are full.
-        cached: the answer may be in the cache, so that a full queue is no reason to refuse.
+        cached: the answer may be in the cache. While there is one, a full queue is no reason to refuse before
+            the body is read.
         browser: which Content-Security-Policy the answer has.
         direct: the handler is called without the framework; direct.py says what it must look like.
     """

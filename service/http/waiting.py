@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
-from service.errors import DeadlineExceeded
+from artifact.errors import ResiduumError
+from service.batching.types import DeadlineMissed, QueueFull
+from service.errors import DeadlineExceeded, Overloaded
 from service.http.problems import retry_after
 from service.runtime.lifecycle import Serving
 
 T = TypeVar("T")
+
+SLOWED_S = 1.0  # the longest that a refusal is held back
 
 CLIENT = "residuum.client"  # in a request's scope: the Client, if our own protocol took the request
 
@@ -71,6 +76,19 @@ class Client:
 
 def _nothing() -> None:
     pass
+
+
+async def slow_down(scope: Scope, error: ResiduumError) -> None:
+    """Hold a refusal back if its client was told to wait and did not; nothing is read from it meanwhile.
+
+    A client that asks again at once would make the server spend its time on refusals.
+    """
+    client: Client | None = scope.get(CLIENT)
+    if client is None or not isinstance(error, QueueFull | DeadlineMissed | Overloaded):
+        return
+    if (early_s := client.seconds_early()) > 0:
+        await asyncio.sleep(min(early_s, SLOWED_S))
+    client.tell_to_wait(error.retry_after_s)
 
 
 async def while_client_waits(request: Request, deadline: float, work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
+from service.http.body import HOLDING
 from service.http.middleware.lingering_close import discard_body
 from service.http.policy import CALL, Policy
 from service.telemetry.stages import Stages, server_timing
@@ -56,6 +57,8 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if (holding := self.scope.get(HOLDING)) is not None:
+                holding.release()  # whatever the client reads slowly, its images are gone
             message = {**message, "headers": self._headers(message)}
         elif message["type"] == "http.response.body":
             if self.method != "HEAD":

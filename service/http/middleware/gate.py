@@ -1,27 +1,22 @@
 """The gate: what may refuse a request before its body is read, in order, and how it is refused.
 
 A check is a function that takes the request's scope and raises what the client is told. A request that is
-refused costs little here; but a client that asks again at once, although it was told when to come back, would
-make the server spend its time on refusals. So a connection that comes back too early is answered late.
+refused costs little here; a connection that comes back too early is answered late (waiting.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from artifact.errors import ResiduumError
-from service.batching.types import DeadlineMissed, QueueFull
 from service.http.body import HOLDING
 from service.http.problems import problem_of
-from service.http.waiting import CLIENT, Client
+from service.http.waiting import slow_down
 
 Check = Callable[[Scope], None]
-
-SLOWED_S = 1.0  # the longest that a refusal is held back
 
 
 @dataclass
@@ -60,8 +55,7 @@ class Gate:
             for check in self._checks:
                 check(scope)
         except ResiduumError as error:
-            if isinstance(error, QueueFull | DeadlineMissed):
-                await _slow_down(scope, error)
+            await slow_down(scope, error)
             await problem_of(error).answer(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -69,13 +63,3 @@ class Gate:
             self._accepted.num_requests -= 1
             if (holding := scope.get(HOLDING)) is not None:
                 holding.release()
-
-
-async def _slow_down(scope: Scope, error: QueueFull | DeadlineMissed) -> None:
-    """Hold the refusal back if its client was told to wait and did not; nothing is read from it meanwhile."""
-    client: Client | None = scope.get(CLIENT)
-    if client is None:
-        return
-    if (early_s := client.seconds_early()) > 0:
-        await asyncio.sleep(min(early_s, SLOWED_S))
-    client.tell_to_wait(error.retry_after_s)

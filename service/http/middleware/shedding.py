@@ -8,7 +8,7 @@ query parameters itself and asks the queue. What it cannot read it passes on: th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from starlette.types import Scope
@@ -16,19 +16,13 @@ from starlette.types import Scope
 from artifact.errors import Unavailable
 from artifact.manifest import GraphKind
 from service.errors import NotFound
-from service.http.body import HOLDING
+from service.http.body import HOLDING, declared_bytes
 from service.http.policy import CALL, Call, policy_of
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedModel
 
 MODEL = re.compile(rb"(?:^|&)model=([A-Za-z0-9._-]+)(?:&|$)")
 TIMEOUT_MS = re.compile(rb"(?:^|&)timeout_ms=([0-9]{1,9})(?:&|$)")
-
-
-def declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return the length of the body that the head of a request declares; 0 if it declares none."""
-    length = next((value for name, value in headers if name == b"content-length"), b"")
-    return int(length) if length.isdigit() and len(length) < 20 else 0
 
 
 class Shedding:

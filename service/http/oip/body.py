@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from starlette.requests import Request
 
 from service.errors import InvalidInference, TooManyBytes, UnsupportedMediaType
-from service.http.body import chunks_of
+from service.http.body import chunks_of, hold
 from service.http.oip.response import WINDOW_BITS
 from service.settings import Settings
 
@@ -20,7 +21,8 @@ async def read_body(request: Request, settings: Settings, max_bytes: int) -> byt
     """Return the whole body; `max_bytes` limits it before and after decompression.
 
     Raises:
-        TooManyBytes, RequestTimeout: the body is too long or too slow; the rest is not read.
+        TooManyBytes, RequestTimeout, Overloaded: the body is too long, too slow, or takes memory that the
+            server does not have; the rest is not read.
         UnsupportedMediaType: the body is compressed, but not with gzip or deflate.
         InvalidInference: the compressed body is damaged.
         starlette.requests.ClientDisconnect: the client left while sending.
@@ -32,19 +34,23 @@ async def read_body(request: Request, settings: Settings, max_bytes: int) -> byt
     if encoding not in WINDOW_BITS:
         raise UnsupportedMediaType(f"Content-Encoding {encoding} is not supported.", "Use gzip or deflate.")
     try:
-        return b"".join([piece async for piece in _inflated(chunks, WINDOW_BITS[encoding], max_bytes)])
+        pieces = _inflated(chunks, WINDOW_BITS[encoding], max_bytes, partial(hold, request))
+        return b"".join([piece async for piece in pieces])
     except zlib.error as error:
         raise InvalidInference(f"The body cannot be decompressed as {encoding}: {error}.") from error
 
 
-async def _inflated(chunks: AsyncIterator[bytes], window_bits: int, max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield what one compressed stream holds, piece by piece.
+async def _inflated(
+    chunks: AsyncIterator[bytes], window_bits: int, max_bytes: int, count: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    """Yield what one compressed stream holds, piece by piece, and count it instead of what came.
 
     A second stream after the first is refused, because thousands of empty streams would keep the server busy.
     """
     inflater = zlib.decompressobj(window_bits)
     left = max_bytes
-    async for chunk in chunks:
+    async for received in chunks:
+        chunk = received
         while chunk:
             if inflater.eof:
                 raise InvalidInference("There are bytes after the end of the compressed body.")
@@ -55,7 +61,9 @@ async def _inflated(chunks: AsyncIterator[bytes], window_bits: int, max_bytes: i
                 raise TooManyBytes(
                     f"An inference request may have {max_bytes:,} bytes at most; decompressed, this has more."
                 )
+            count(len(piece))
             yield piece
             await asyncio.sleep(0)
+        count(-len(received))
     if not inflater.eof:
         raise InvalidInference("The compressed body is cut off.")

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.types import Message
 
-from service.batching.types import DeadlineMissed
+from service.batching.types import DeadlineMissed, QueueFull
+from service.errors import NotReady, Overloaded
+from service.http import waiting
 from service.http.app import create_app
-from service.http.waiting import CLIENT, Client
+from service.http.error_handlers import answer_to
+from service.http.waiting import CLIENT, SLOWED_S, Client, Connection
 from service.settings import Settings
 from tests.support.images import encode, photograph
 
@@ -52,6 +56,7 @@ async def status(app: FastAPI, path: str, body: bytes, leaves: bool = False, que
         return messages.pop()
 
     async def send(message: Message) -> None:
+        assert app.state.serving.held_bytes.num_bytes == 0  # however slowly the client reads
         answers.append(message)
 
     scope = {
@@ -113,3 +118,18 @@ def test_a_failed_request_lets_go_of_its_file(
                 assert await settled(count, before) == before, kind
 
     asyncio.run(main())
+
+
+def test_who_does_not_wait_is_answered_late_wherever_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(waiting.asyncio, "sleep", pause)  # type: ignore[attr-defined]
+    connection = Connection()
+    for error in (Overloaded("Full."), QueueFull(3), NotReady("Not yet."), DeadlineMissed(2)):
+        request = Request({"type": "http", "path": "/classify", "headers": [], CLIENT: Client(connection)})
+        assert asyncio.run(answer_to(request, error)).status_code == 503
+    assert len(pauses) == 2
+    assert all(0 < seconds <= SLOWED_S for seconds in pauses)

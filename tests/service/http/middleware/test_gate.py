@@ -12,9 +12,9 @@ from starlette.types import Message, Scope
 from artifact.errors import ResiduumError
 from service.batching.types import DeadlineMissed, QueueFull
 from service.errors import NotReady, RateLimited
-from service.http.middleware import gate
-from service.http.middleware.gate import SLOWED_S, Accepted, Gate
-from service.http.waiting import CLIENT, Client, Connection
+from service.http import waiting
+from service.http.middleware.gate import Accepted, Gate
+from service.http.waiting import CLIENT, SLOWED_S, Client, Connection
 
 
 class Door:
@@ -24,7 +24,7 @@ class Door:
         self.error = error
         self.accepted = Accepted()
         self.pauses: list[float] = []
-        monkeypatch.setattr(gate.asyncio, "sleep", self._pause)  # type: ignore[attr-defined]
+        monkeypatch.setattr(waiting.asyncio, "sleep", self._pause)  # type: ignore[attr-defined]
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
