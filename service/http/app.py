@@ -63,6 +63,8 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         lifespan=_lifespan,
+        # Requests are traced and counted in Exchanges; the framework asks at every request whether it should.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         # In the order in which a request passes them; its answer comes back the other way.
         middleware=[
             Middleware(Exchanges, table, log, headers, lambda: serving.is_draining),
