@@ -164,10 +164,10 @@ def parse_target(text: str, labels: Sequence[Label]) -> Target:
     if wanted == "top1":
         return Target("top1", None)
     if wanted.isdecimal() and wanted.isascii():
-        index = int(wanted[:9])  # longer ones are out of range anyway
-        if index >= len(labels):
+        digits = wanted.lstrip("0") or "0"
+        if len(digits) > len(str(len(labels))) or int(digits) >= len(labels):
             raise ParameterError("target", f"target={text}: classes go from 0 to {len(labels) - 1}.")
-        return Target("index", index)
+        return Target("index", int(digits))
     spellings = (
         [label.label for label in labels],
         [label.wnid or "" for label in labels],
