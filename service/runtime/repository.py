@@ -176,6 +176,7 @@ class Repository:
         self._models[model.name] = model
         self._leases[model] = 0
         self._directories[model.name] = model.directory
+        self._metrics.unloaded(model.name, all_but=model.graphs)
         for kind, graph in model.graphs.items():
             self._metrics.loaded(
                 model.name,

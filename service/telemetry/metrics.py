@@ -194,10 +194,17 @@ class Metrics:
             self._loaded[model, kind] = info
             self._model_info.labels(*info).set(1)
 
-    def unloaded(self, model: str) -> None:
-        """Remove the gauges of a model that is unloaded; counters stay."""
+    def unloaded(self, model: str, *, all_but: Iterable[str] = ()) -> None:
+        """Remove the gauges of a model that is unloaded, or of graphs that its new version lacks.
+
+        Counters stay.
+
+        Args:
+            all_but: the kinds of graph that are still loaded.
+        """
+        kept = {(model, kind) for kind in all_but}
         with self._lock:
-            for key in [key for key in self._loaded if key[0] == model]:
+            for key in [key for key in self._loaded if key[0] == model and key not in kept]:
                 self._drop_info(self._loaded.pop(key))
                 if not self._shared:
                     self._queue_entries.remove(*key)

@@ -26,6 +26,8 @@ from service.runtime.model import LoadedModel
 from service.runtime.opening import LoadError
 from service.runtime.repository import Repository
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from tests.service.telemetry.test_metrics import info
 
 
 @pytest.fixture
@@ -234,6 +236,17 @@ def test_what_is_queued_at_a_swap_is_answered(copy: Path, settings: Settings) ->
     futures = old.classify.submit([{"images": pixels}] * 50)
     repository.put(repository.load(copy))
     assert all(future.result(60).outputs["logits"].shape == (10,) for future in futures)
+    repository.close()
+
+
+def test_a_graph_that_the_new_version_lacks_is_no_longer_told(copy: Path, settings: Settings) -> None:
+    metrics = Metrics()
+    repository = Repository(settings.model_copy(update={"model": (str(copy),)}), metrics)
+    repository.load_configured()
+    assert {each["graph"] for each in info(metrics)} == {"classify", "introspect", "attribute"}
+    change_manifest(copy, lambda manifest: manifest.update(graphs=manifest["graphs"][:1]))
+    repository.put(repository.load(copy))
+    assert [each["graph"] for each in info(metrics)] == ["classify"]
     repository.close()
 
 
