@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, serving: Serving | None = None)
         version=installed_version(),
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,  # the framework's redirect names whatever host the client named
         generate_unique_id_function=lambda route: route.name,
         lifespan=_lifespan,
         # Requests are traced and counted in Exchanges; the framework asks at every request whether it should.

@@ -59,6 +59,15 @@ def test_headers_of_an_answer_to_what_is_no_request(server: LiveServer) -> None:
         assert header in head
 
 
+@pytest.mark.parametrize("path", ["/models/", "/docs/", "/health/live/", "/v2/", "/classify/"])
+def test_a_slash_too_many_leads_nowhere(client: httpx.Client, path: str) -> None:
+    """A redirect would name the host that the client named, to whoever shares a cache with it."""
+    for method in ("GET", "POST"):
+        answer = client.request(method, path, headers={"host": "evil.example", "X-API-Key": "key"})
+        assert (answer.status_code, "location" in answer.headers) == (404, False)
+        assert "evil" not in answer.text
+
+
 def check_headers(answer: httpx.Response) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "no-referrer"
