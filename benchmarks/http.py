@@ -6,7 +6,8 @@
 All servers get the same artifact, the same photographs and the same cores. They are started one after
 another, in another order each round; a ratio is the median of the ratios of the rounds. No process is pinned:
 the load tool runs on the same cores, and takes the same share of them from every server. Our server reads
-RESIDUUM_* from the environment; otherwise it runs with its defaults and without access log, as the others do.
+RESIDUUM_* from the environment; otherwise it runs with its defaults, without access log, as the others do;
+where inference is cheap in as many processes as there are cores, as FastAPI does.
 Then come loads on our server alone, and its budget of processor time by stage, in a run of its own. The last
 line printed is JSON.
 """
@@ -184,7 +185,7 @@ def _bench_served(
 
 
 def _is_measured(server: Server, served: Subject, asked: Sequence[str] | None) -> bool:
-    if server.full and served.full is None:
+    if (server.full and served.full is None) or (server.one and served.workers == 1):
         return False
     if asked:
         return server.name in asked

@@ -44,7 +44,7 @@ class ServerFailed(ResiduumError):
 
 @dataclass(frozen=True)
 class Server:
-    """How to start a server: the arguments of Python, in which {port} and {artifact} are filled in."""
+    """How to start a server: the arguments of Python, with {port}, {artifact} and {workers} to fill in."""
 
     name: str
     title: str
@@ -54,6 +54,7 @@ class Server:
     field: str | None  # the form field of an image; None: the image is the body
     environment: tuple[tuple[str, str], ...] = ()
     full: bool = False  # decodes at full size, although the artifact may say otherwise
+    one: bool = False  # one process, although several are faster
 
 
 def _uvicorn(module: str, *flags: str) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ SERVERS = (
     Server(
         OURS, "Residuum",
         ("-m", "residuum", "serve", "--model", "{artifact}", "--precision", "int8", "--port", "{port}",
-         "--no-access-log"),
+         "--workers", "{workers}", "--no-access-log"),
         "/health/ready", "/classify", None,
     ),
     Server("tutorial", "FastAPI + torch fp32", _uvicorn("tutorial"), "/health", "/predict", "file"),
@@ -86,8 +87,9 @@ SERVERS = (
 )  # fmt: skip
 
 
-OURS_FULL, LITSERVE_FULL = "residuum-full", "litserve-full"
+OURS_ONE, OURS_FULL, LITSERVE_FULL = "residuum-one", "residuum-full", "litserve-full"
 SERVERS += (
+    replace(SERVERS[0], name=OURS_ONE, title="Residuum, one process", one=True),
     replace(SERVERS[0], name=OURS_FULL, title="Residuum, decoding at full size", full=True),
     replace(SERVERS[3], name=LITSERVE_FULL, title="LitServe + ORT, decoding at full size", full=True),
 )
@@ -97,8 +99,11 @@ BUDGET = replace(
     SERVERS[0],
     name="budget",
     title="Residuum with clocks",
+    one=True,
     command=("-m", "benchmarks.budget_server", *SERVERS[0].command[2:]),
 )
+
+OWN = (OURS, OURS_ONE, OURS_FULL, BUDGET.name)
 
 
 class Running:
@@ -210,9 +215,13 @@ def _peers_python() -> str:
 
 
 def _command(server: Server, subject: Subject, port: int) -> list[str]:
-    python = sys.executable if server.name in (OURS, OURS_FULL, BUDGET.name) else _peers_python()
-    artifact = _artifact(server, subject)
-    return [python, *(part.format(port=port, artifact=artifact) for part in server.command)]
+    python = sys.executable if server.name in OWN else _peers_python()
+    values = {
+        "port": port,
+        "artifact": _artifact(server, subject),
+        "workers": 1 if server.one else subject.workers,
+    }
+    return [python, *(part.format(**values) for part in server.command)]
 
 
 def _artifact(server: Server, subject: Subject) -> Path:

@@ -38,13 +38,16 @@ SEED = 0
 class Subject:
     """An artifact with an int8 graph, and the same weights as a file for torch, if there is one.
 
-    `full`: a copy that decodes at full size; None if the artifact itself does.
+    Args:
+        full: a copy that decodes at full size; None if the artifact itself does.
+        workers: the processes of our server: as many as cores where inference is cheap.
     """
 
     directory: Path
     manifest: Manifest
     weights: Path | None
     full: Path | None = None
+    workers: int = 1
 
 
 def subject(name: str, folder: Path | None = None) -> Subject:
@@ -57,7 +60,7 @@ def subject(name: str, folder: Path | None = None) -> Subject:
         directory = find_artifact(EMBEDDED, Path())
         manifest = read_manifest(directory)
         full = folder and full_decoding(directory, folder) if manifest.preprocessing.scaled_decoding else None
-        return Subject(directory, manifest, None, full)
+        return Subject(directory, manifest, None, full, workers=num_cores())
     directory = random_artifact(name, ("int8",), seed=SEED)
     weights = directory.with_name(f"{directory.name}.pt")
     if not weights.is_file():
