@@ -17,6 +17,7 @@
     ├── InvalidPart
     ├── TooManyImages
     ├── HeadTooLarge
+    ├── UnsupportedTransferCoding
     └── Unavailable                the same request may succeed later
         ├── RateLimited
         ├── NotReady
@@ -76,6 +77,9 @@ class TooManyImages(ResiduumError): ...
 
 
 class HeadTooLarge(ResiduumError): ...
+
+
+class UnsupportedTransferCoding(ResiduumError): ...
 
 
 class RateLimited(Unavailable): ...

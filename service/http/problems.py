@@ -63,6 +63,7 @@ TABLE: dict[type[ResiduumError], Row] = {
     errors.TooManyImages: Row(422, "too_many_images", "Too many images"),
     errors.RateLimited: Row(429, "rate_limited", "Too many requests"),
     errors.HeadTooLarge: Row(431, "head_too_large", "Head too large"),
+    errors.UnsupportedTransferCoding: Row(501, "unsupported_transfer_coding", "Unsupported transfer coding"),
     errors.NotReady: Row(503, "not_ready", "Not ready"),
     Closed: Row(503, "not_ready", "Not ready", "The server is shutting down."),
     errors.Overloaded: Row(503, "overloaded", "Overloaded"),

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from artifact.errors import ResiduumError
 from service.errors import HeadTooLarge, MalformedRequest, RequestTimeout
+from service.http.heads import check_head
 from service.http.middleware.lingering_close import LINGER_S
 from service.http.middleware.security import api_headers
 from service.http.problems import Problem, problem_of
@@ -117,6 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise MalformedRequest("CONNECT is not possible here: this is no proxy.")
             return
+        check_head(self.parser.get_http_version(), self.headers)
         self._stop_timer()
         super().on_headers_complete()  # raises for an invalid URL
         self._in_head, self._in_body = False, True

@@ -159,7 +159,7 @@ def test_a_connection_that_says_nothing_at_length(connection: socket.socket, dat
 def test_a_slow_head_after_a_request(connection: socket.socket) -> None:
     connection.sendall(LIVE)
     assert status(one_answer(connection)) == 200
-    [answer] = drip([connection], b"GET /health/live HTTP/1.1\r\nX-Slow: " + b"a" * 100_000)
+    [answer] = drip([connection], b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-Slow: " + b"a" * 100_000)
     assert problem_code(answer) == "request_timeout"
 
 
@@ -179,7 +179,7 @@ def test_a_head_in_pieces_that_is_in_time(connection: socket.socket) -> None:
 
 
 def head_of(num_bytes: int) -> bytes:
-    start = b"GET /health/live HTTP/1.1\r\nConnection: close\r\nX-Long: "
+    start = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Long: "
     return start + b"a" * (num_bytes - len(start) - 4) + b"\r\n\r\n"
 
 
@@ -198,7 +198,7 @@ def test_a_head_beyond_the_limit(server: LiveServer, num_bytes: int) -> None:
     "piece", [b"a" * 4096, b"\r\nX-Other: " + b"b" * 4000, b"\r\nX:1" * 1000], ids=["value", "large", "small"]
 )
 def test_a_head_without_end(connection: socket.socket, piece: bytes) -> None:
-    connection.sendall(b"GET /health/live HTTP/1.1\r\nX-Long: ")
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-Long: ")
     for _ in range(100 * MAX_HEAD_BYTES // len(piece)):
         if select.select([connection], [], [], 0)[0]:
             break
@@ -246,12 +246,12 @@ def test_trailers_without_end(connection: socket.socket) -> None:
         POST + b"X-Bare: a\nContent-Length: 3\r\n\r\nabc",
         POST + b"X-Bare: a\rb\r\n\r\n",
         POST + b"X-Null: a\0b\r\n\r\n",
-        b"POST /classify HTTP/1.1\r\n X-Space: a\r\n\r\n",
-        b"GET /a b HTTP/1.1\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"get / HTTP/1.1\r\n\r\n",
-        b"CONNECT example.org:443 HTTP/1.1\r\n\r\n",
+        b"POST /classify HTTP/1.1\r\nHost: a\r\n X-Space: a\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: a\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\0" * 100,
@@ -276,12 +276,71 @@ def test_what_follows_a_broken_request_is_thrown_away(connection: socket.socket)
 
 
 def test_broken_requests_under_v2(server: LiveServer) -> None:
-    answer = talk(server, b"POST /v2/models/a/infer HTTP/1.1\r\nContent-Length: many\r\n\r\n")
+    answer = talk(server, b"POST /v2/models/a/infer HTTP/1.1\r\nHost: a\r\nContent-Length: many\r\n\r\n")
     assert status(answer) == 400
     assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
-@pytest.mark.parametrize("broken", [b"nonsense", b"GET http://a HTTP/1.1", b"GET / HTTP/1.1\r\nX : 1"])
+def problem_with(server: LiveServer, head: bytes) -> tuple[int, str]:
+    """Status and code of the only answer to a head, which closes the connection and has a hint."""
+    answer = talk(server, head + b"\r\n" + LIVE)
+    assert statuses(answer) == [status(answer)]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["hint"]
+    return status(answer), problem_code(answer)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health/live HTTP/1.1\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\nHost: a\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\nX-Other: 1\r\nhost: b\r\n",
+        b"GET /health/live HTTP/1.0\r\nHost: a\r\nHost: b\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a, b\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a/b\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: user@a\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: a:80b\r\n",
+        b"GET /health/live HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n",
+        b"GET /health/live\r\n",
+        b"GET /health/live\r\nHost: a\r\n",
+        b"GET /health/live HTTP/0.9\r\nHost: a\r\n",
+        b"GET /health/live HTTP/2.0\r\nHost: a\r\n",
+        b"POST /classify HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+def test_a_head_that_others_may_read_otherwise(server: LiveServer, head: bytes) -> None:
+    assert problem_with(server, head) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked"],
+)
+def test_a_body_that_is_coded_in_transfer(server: LiveServer, codings: bytes) -> None:
+    assert problem_with(server, POST + codings + b"\r\n") == (501, "unsupported_transfer_coding")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health/live HTTP/1.0\r\n",
+        b"GET /health/live HTTP/1.0\r\nHost: a\r\n",
+        *(
+            b"GET /health/live HTTP/1.1\r\nConnection: close\r\n" + host + b"\r\n"
+            for host in (
+                *(b"Host:", b"Host: a_b.example:8000", b"HOST:\t127.0.0.1: ", b"Host: [::1]:8000"),
+                *(b"Host: [fe80::1%25eth0]", b"host: xn--bcher-kva.example."),
+            )
+        ),
+    ],
+)
+def test_a_host_that_is_allowed(server: LiveServer, head: bytes) -> None:
+    assert status(talk(server, head + b"\r\n")) == 200
+
+
+@pytest.mark.parametrize(
+    "broken", [b"nonsense", b"GET http://a HTTP/1.1\r\nHost: a", b"GET / HTTP/1.1\r\nHost: a\r\nX : 1"]
+)
 def test_what_came_before_a_broken_request_is_answered(server: LiveServer, broken: bytes) -> None:
     before = POST + b"Content-Length: %d\r\n\r\n%b" % (len(IMAGE), IMAGE)
     answers = talk(server, before + broken + b"\r\n\r\n" + LIVE)
@@ -291,7 +350,7 @@ def test_what_came_before_a_broken_request_is_answered(server: LiveServer, broke
 
 def test_trailers_are_no_headers(server: LiveServer) -> None:
     """A proxy that filters headers may let trailers pass."""
-    sent = b"POST /classify HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sent = b"POST /classify HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert status(talk(server, sent + b"3\r\nabc\r\n0\r\n" + KEY + b"\r\n")) == 401
 
 
@@ -301,7 +360,7 @@ def test_a_body_is_no_request_whatever_upgrade_is_asked_for(server: LiveServer, 
     upgrade = b"Connection: keep-alive, Upgrade\r\nUpgrade: " + protocol + b"\r\n"
     good = POST + upgrade + b"Content-Length: %d\r\n\r\n%b" % (len(IMAGE), IMAGE)
     smuggled = POST + upgrade + b"Content-Length: %d\r\n\r\n%b" % (len(LIVE), LIVE)
-    none = b"GET /health/live HTTP/1.1\r\n" + upgrade + b"\r\n"
+    none = b"GET /health/live HTTP/1.1\r\nHost: a\r\n" + upgrade + b"\r\n"
     answers = talk(server, good + smuggled + none + CLOSE)
     assert statuses(answers) == [200, 422, 200, 200]
     assert b'"predictions"' in answers
@@ -320,7 +379,7 @@ def test_an_upgrade_in_pieces(connection: socket.socket, size: int) -> None:
 
 def test_many_requests_that_ask_for_an_upgrade(server: LiveServer) -> None:
     """Each is parsed once more, after the one before it."""
-    one = b"GET /health/live HTTP/1.1\r\nConnection:upgrade\r\nUpgrade:a\r\n\r\n"
+    one = b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection:upgrade\r\nUpgrade:a\r\n\r\n"
     assert set(statuses(talk(server, one * (2**18 // len(one))))) == {200}
 
 
@@ -376,14 +435,14 @@ def test_a_body_that_never_comes(server: LiveServer) -> None:
 
 def test_a_slow_body_that_nobody_reads(connection: socket.socket) -> None:
     """It is answered before its end, and then the connection must not stay open for as long as it drips."""
-    connection.sendall(b"POST /nowhere HTTP/1.1\r\nContent-Length: 100000\r\n" + KEY + b"\r\n")
+    connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n" + KEY + b"\r\n")
     assert status(one_answer(connection)) == 404
     assert drip([connection], b"a") == [b""]
 
 
 def test_after_a_refused_body_the_connection_goes_on(connection: socket.socket) -> None:
     """Many clients send head and body apart: the refusal comes in between, and is no reason to close."""
-    connection.sendall(b"POST /classify HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(LIVE))
+    connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(LIVE))
     assert status(one_answer(connection)) == 401  # before the body has come
     connection.sendall(LIVE + CLOSE)
     answers = rest(connection)
@@ -394,7 +453,7 @@ def test_a_body_that_waits_to_be_asked_for(connection: socket.socket) -> None:
     """Refused, it may come or not: what follows cannot be told apart, and is not taken for a request."""
     length = len(LIVE)
     connection.sendall(
-        b"POST /classify HTTP/1.1\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n" % length
+        b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n" % length
     )
     assert status(one_answer(connection)) == 401
     connection.sendall(LIVE + CLOSE)
@@ -426,7 +485,7 @@ def test_an_answer_that_is_not_read(server: LiveServer) -> None:
         before = num_open()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        connection.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\n\r\n" * 8)
+        connection.sendall(b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 8)
         assert select.select([connection], [], [], END_S)[0]
         assert num_open() > before
         give_up = time.monotonic() + END_S

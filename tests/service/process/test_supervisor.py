@@ -35,7 +35,7 @@ FLAGS: dict[str, object] = {
     "access_log": False,
 }
 ADMIN = {"Authorization": "Bearer of-the-admin"}
-LOAD = b"POST /models/other/load HTTP/1.1\r\nX-API-Key: of-the-admin\r\nContent-Length: 0\r\n\r\n"
+LOAD = b"POST /models/other/load HTTP/1.1\r\nHost: a\r\nX-API-Key: of-the-admin\r\nContent-Length: 0\r\n\r\n"
 MANY = 30  # connections, of which each worker takes some
 
 

@@ -281,7 +281,7 @@ def test_no_key_or_a_wrong_one(client: httpx.Client, headers: dict[str, str], sa
 
 def test_a_key_is_asked_for_before_the_body_comes(server: LiveServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        connection.sendall(b"POST /classify HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+        connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 401"
 
 
