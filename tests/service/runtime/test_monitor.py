@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from artifact.manifest import read_manifest
@@ -44,8 +45,13 @@ def workshop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
 class Running:
     """The application in this event loop."""
 
-    serving: Serving
+    app: FastAPI
     client: httpx.AsyncClient
+
+    @property
+    def serving(self) -> Serving:
+        serving: Serving = self.app.state.serving
+        return serving
 
     @property
     def graph(self) -> LoadedGraph:
@@ -81,7 +87,7 @@ async def running(artifact: Path, **settings: Any) -> AsyncIterator[Running]:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://x", timeout=60) as client,
     ):
-        here = Running(app.state.serving, client)
+        here = Running(app, client)
         await here.until_state("ready")
         yield here
 

@@ -33,6 +33,7 @@ from introspection.steps import Steps
 from service.batching.types import Run, Runner
 from service.errors import NotAcceptable
 from service.http.negotiation import negotiate
+from service.http.routes import introspect as introspecting
 from service.http.routes.introspect import measured
 from service.http.schemas import IntrospectParameters
 from service.runtime.drawing import DrawingPool
@@ -305,6 +306,48 @@ def test_pictures_of_too_many_blocks_are_refused_before_anything_runs(
                 ran.clear()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("form", "params", "others", "positions", "on_the_loop"),
+    [
+        (JSON, {}, 0, 10_000, True),
+        (JSON, {"quantities": "rms", "maps": "none"}, 0, 10_000, True),
+        (JSON, {}, 1, 10_000, False),
+        (JSON, {}, 0, 100, False),
+        (JSON, {"lesion": True}, 0, 10_000, False),
+        (NPZ, {}, 0, 10_000, False),
+    ],
+)
+def test_the_loop_writes_a_short_answer_that_nobody_else_waits_for(
+    artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    params: dict[str, Any],
+    others: int,
+    positions: int,
+    on_the_loop: bool,
+) -> None:
+    monkeypatch.setattr(introspecting, "SHORT_POSITIONS", positions)
+    wrote: list[threading.Thread] = []
+    written = forms.answer
+
+    def answer(*arguments: Any) -> dict[str, Any]:
+        wrote.append(threading.current_thread())
+        return written(*arguments)
+
+    monkeypatch.setattr(forms, "answer", answer)
+
+    async def test() -> None:
+        async with running(artifact) as server:
+            server.app.state.accepted.num_requests += others
+            answered = await server.client.post(
+                "/introspect", content=PHOTOGRAPH, params=params, headers={"accept": form}
+            )
+            assert answered.status_code == 200, answered.text
+
+    asyncio.run(test())
+    assert [thread is threading.current_thread() for thread in wrote] == [on_the_loop]
 
 
 def test_while_pictures_are_drawn_numbers_are_answered(artifact: Path) -> None:
