@@ -12,10 +12,11 @@ import io
 import logging
 import struct
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -31,6 +32,8 @@ from PIL import (
 from artifact import jpeg
 from artifact.image_bytes import (
     ImageError,
+    JpegFile,
+    JpegFrame,
     Limits,
     check_pixels,
     damage,
@@ -38,7 +41,9 @@ from artifact.image_bytes import (
     orientation,
     read_jpeg,
     sniff,
+    webp_size,
 )
+from artifact.modes import to_rgb_or_grey
 
 # The plugins are called directly: Image.open tries similar formats too (MPO for JPEG), and has a pixel limit.
 _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -52,6 +57,7 @@ _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
 # Bounds on Pillow's loops in Python: without them 20 MB of one-byte GIF comments take 13 seconds.
 _MAX_READS = 250_000
 _MAX_RUN_LENGTH_PIXELS = 4_000_000  # of BMP
+_WEBP_BYTES = 16  # a pixel: the decoder's canvas, the one before it, what it returns, and Pillow's image
 _TILE_SIZE = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
 
 # Pillow reports odd metadata in warnings and log records, and libtiff on stderr; none of it matters here.
@@ -77,47 +83,115 @@ class Decoded:
     orientation: int  # of EXIF; 1 to 8, where 1 is upright
 
 
-def decode(data: bytes, limits: Limits, min_side: int = 0) -> Decoded:
-    """Return the photograph in a file, transparency over white, 16 bits and more scaled to 8.
+class Opened(NamedTuple):
+    """An image file of which only the header was read."""
+
+    num_bytes: int  # of memory that `load` takes at most, beside the file
+    load: Callable[[], Decoded]  # raises ImageError
+
+
+def open_image(data: bytes, limits: Limits, min_side: int = 0) -> Opened:
+    """Read the header of an image file; `load` returns the photograph.
+
+    Transparency is laid over white, 16 bits and more are scaled to 8.
 
     Args:
         min_side: decode a JPEG at 1/2, 1/4 or 1/8 if both sides keep that many pixels; 0: at full size.
 
     Raises:
-        ImageError: `data` is no usable image; the error says why.
+        ImageError: `data` is no usable image, as far as the header tells; the error says why.
     """
     image_format = sniff(data, limits)
     if image_format == "jpeg":
         file = read_jpeg(data)
-        picture = jpeg.decode(file, limits.max_pixels, min_side)
-        if picture is not None and file.frame is not None:
-            width, height = file.frame.width, file.frame.height
-            scale = jpeg.scale_for(width, height, min_side)
-            return Decoded(picture, width, height, scale, image_format, orientation(file.exif))
-    if warnings.filters[0] != _SILENCE:  # another filter, such as pytest's, was put before ours
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-    source = _Source()
-    image: ImageFile.ImageFile | None = None
-    try:
-        kept, exif = essentials(data, image_format, limits)
-        source = _Source(kept)
-        image = _OPENERS[image_format](source)
-        _check_size(image, limits)
-        if isinstance(image, PngImagePlugin.PngImageFile):
-            _scale_colour_key(image)
-        full, scale = image.size, 1
-        if image_format == "jpeg" and (scale := jpeg.scale_for(*full, min_side)) > 1:
-            image.draft(None, (full[0] // scale, full[1] // scale))
-        image.load()
-        # Pillow turns a TIFF upright by itself while it loads it.
-        exif = b"" if image_format == "tiff" else exif or image.info.get("exif", b"")
-        picture = _to_rgb_or_grey(image)
-        width, height = full if scale > 1 else picture.size
-        return Decoded(picture, width, height, scale, image_format, orientation(exif))
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow passes on any exception of its parsers
-        raise damage(image_format, cut=source.ran_out or _strips_cut(image, len(data))) from error
+        if (frame := file.frame) is not None:
+            check_pixels(frame.width, frame.height, limits.max_pixels)
+            scale = jpeg.scale_for(frame.width, frame.height, min_side)
+            num_bytes = _bytes_of_jpeg(file, frame, scale)
+            return Opened(num_bytes, partial(_load_jpeg, file, frame, limits, min_side))
+    if image_format == "webp":  # Pillow takes memory for all pixels when it opens such a file
+        width, height = webp_size(data)
+        check_pixels(width, height, limits.max_pixels)
+        return Opened(_WEBP_BYTES * width * height, lambda: _Picture(data, image_format, limits).load())
+    picture = _Picture(data, image_format, limits)
+    return Opened(picture.num_bytes, partial(picture.load, min_side))
+
+
+def decode(data: bytes, limits: Limits, min_side: int = 0) -> Decoded:
+    """Return the photograph in a file; see `open_image`."""
+    return open_image(data, limits, min_side).load()
+
+
+def _bytes_of_jpeg(file: JpegFile, frame: JpegFrame, scale: int) -> int:
+    """Return the memory of the pixels, and of all coefficients if there are several scans; CMYK is copied."""
+    pixel = {1: 1, 3: 4}.get(frame.num_components, 8) / scale**2
+    if not file.one_scan:
+        pixel += 2 * frame.num_components
+    return int(pixel * frame.width * frame.height)
+
+
+def _load_jpeg(file: JpegFile, frame: JpegFrame, limits: Limits, min_side: int) -> Decoded:
+    image = jpeg.decode(file, limits.max_pixels, min_side)
+    if image is None:
+        return _Picture(file.data, "jpeg", limits).load(min_side)
+    scale = jpeg.scale_for(frame.width, frame.height, min_side)
+    return Decoded(image, frame.width, frame.height, scale, "jpeg", orientation(file.exif))
+
+
+class _Picture:
+    """An image file that Pillow has opened, and not loaded yet.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+
+    def __init__(self, data: bytes, image_format: str, limits: Limits) -> None:
+        if warnings.filters[0] != _SILENCE:  # another filter, such as pytest's, was put before ours
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        self._format = image_format
+        self._num_bytes = len(data)
+        self._source = _Source()
+        self._image: ImageFile.ImageFile | None = None
+        with self._errors():
+            kept, self._exif = essentials(data, image_format)
+            self._source = _Source(kept)
+            self._image = _OPENERS[image_format](self._source)
+            _check_size(self._image, limits)
+            if isinstance(self._image, PngImagePlugin.PngImageFile):
+                _scale_colour_key(self._image)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that `load` takes at most: of the pixels as stored, and as returned."""
+        assert self._image is not None
+        stored = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}.get(self._image.mode, 4)
+        return (stored + 4) * self._image.width * self._image.height
+
+    def load(self, min_side: int = 0) -> Decoded:
+        """Return the photograph; raise ImageError if it cannot be decoded."""
+        image = self._image
+        assert image is not None
+        with self._errors():
+            full, scale = image.size, 1
+            if self._format == "jpeg" and (scale := jpeg.scale_for(*full, min_side)) > 1:
+                image.draft(None, (full[0] // scale, full[1] // scale))
+            image.load()
+            # Pillow turns a TIFF upright by itself while it loads it.
+            exif = b"" if self._format == "tiff" else self._exif or image.info.get("exif", b"")
+            picture = to_rgb_or_grey(image)
+            width, height = full if scale > 1 else picture.size
+            return Decoded(picture, width, height, scale, self._format, orientation(exif))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn any exception of Pillow's parsers into an ImageError."""
+        try:
+            yield
+        except ImageError:
+            raise
+        except Exception as error:
+            cut = self._source.ran_out or _strips_cut(self._image, self._num_bytes)
+            raise damage(self._format, cut=cut) from error
 
 
 class _Source(io.BytesIO):
@@ -161,53 +235,6 @@ def _strips_cut(image: ImageFile.ImageFile | None, num_bytes: int) -> bool:
         return any(offset + count > num_bytes for offset, count in zip(offsets, counts, strict=False))
     except (KeyError, TypeError, ValueError, struct.error):  # the tags are damaged
         return False
-
-
-def _to_rgb_or_grey(image: ImageFile.ImageFile) -> Image.Image:
-    """Convert to RGB, transparency over white; grey without transparency stays L."""
-    if image.mode in ("RGB", "L") and not image.has_transparency_data:
-        return image  # convert would copy
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_of_16_bits(image))
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_grey_of_numbers(image))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    alpha = rgba.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return rgba.convert("RGB")
-    white = Image.new("RGB", rgba.size, (255, 255, 255))
-    white.paste(rgba, mask=alpha)
-    return white
-
-
-def _grey_of_16_bits(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """Scale [H, W] to 8 bits by rounding value/257; Pillow's own conversion clips at 255 instead."""
-    values = np.asarray(image)
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
-        values = values << 4 | values >> 8
-    # (v + 128) // 257 without overflow: all values above 65,407 are white.
-    rounded = (np.minimum(values, 65_407) + np.uint16(128)) // np.uint16(257)
-    grey: NDArray[np.uint8] = rounded.astype(np.uint8)
-    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
-        grey = 255 - grey
-    if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return grey
-
-
-def _grey_of_numbers(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """Scale [H, W] of 32-bit integers or floats to 8 bits. The file does not state which value is white.
-
-    White is the first of 1, 255 and 65,535 that no value exceeds, or else the largest value.
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    top = float(values.max())
-    white = next((level for level in (1.0, 255.0, 65_535.0) if top <= level), top)
-    grey: NDArray[np.uint8] = np.rint(np.clip(values, 0.0, white) / white * 255.0).astype(np.uint8)
-    return grey
 
 
 def _scale_colour_key(image: PngImagePlugin.PngImageFile) -> None:

@@ -18,6 +18,7 @@ from artifact.errors import ResiduumError
 # of empty segments, a TIFF of five million strips) or 20 minutes (a JPEG of empty scans).
 MAX_PARTS = 65_536  # JPEG segments before the first scan, PNG chunks, TIFF tags
 MAX_STRIPS = 65_536
+MAX_SCAN_PIXELS = 1_250_000_000  # of all scans of a JPEG; decoding them takes a second
 MAX_SIDE = 1_000_000  # Pillow allocates memory for each row; no photograph is larger
 
 _SIGNATURES = {
@@ -52,7 +53,7 @@ class ImageTooLong(ImageError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits checked before decoding, which takes 4 bytes per pixel of a JPEG, up to 24 of a float TIFF."""
+    """Limits checked before decoding."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000
@@ -91,7 +92,7 @@ def sniff(data: bytes, limits: Limits) -> str:
     raise ImageError("unsupported_image", "The bytes are not an image of a supported format.", hint)
 
 
-def essentials(data: bytes, image_format: str, limits: Limits) -> tuple[bytes, bytes]:
+def essentials(data: bytes, image_format: str) -> tuple[bytes, bytes]:
     """Return the file, and the EXIF block of a JPEG or PNG.
 
     JPEG and PNG are returned without parts that do not affect the pixels, so that damaged or huge metadata
@@ -103,8 +104,6 @@ def essentials(data: bytes, image_format: str, limits: Limits) -> tuple[bytes, b
         return file.essentials(), file.exif
     if image_format == "png":
         return _png_essentials(data)
-    if image_format == "webp":
-        _check_webp(data, limits)
     if image_format == "tiff":
         tags = _directory(data)
         if max(tags.get(tag, (0, 0))[0] for tag in (_STRIP_OFFSETS, _TILE_OFFSETS)) > MAX_STRIPS:
@@ -149,7 +148,9 @@ class JpegFile:
     def check_scans(self) -> None:
         """Raise ImageError if there are so many scans that decoding would take minutes."""
         # 0xFFDA cannot occur within a scan, but can in data that phones append, such as videos.
-        if self.data.count(b"\xff\xda", self.scan) > 200 + len(self.data) // 32_768:
+        num_scans = self.data.count(b"\xff\xda", self.scan)
+        num_pixels = self.frame.width * self.frame.height if self.frame else 0
+        if num_scans > 200 + len(self.data) // 32_768 or num_scans * num_pixels > MAX_SCAN_PIXELS:
             raise damage("jpeg", cut=False)
 
     def essentials(self) -> bytes:
@@ -211,18 +212,17 @@ def _png_essentials(data: bytes) -> tuple[bytes, bytes]:
     raise damage("png", cut=False)
 
 
-def _check_webp(data: bytes, limits: Limits) -> None:
-    """Raise ImageError if the file is cut, or its canvas, which Pillow allocates on opening, is too large."""
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of the canvas; raise ImageError if the file is cut."""
     if len(data) < 30 or int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise damage("webp", cut=True)
     if data[15:16] == b"X":  # extended
-        width, height = 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    elif data[15:16] == b"L":  # lossless: 14 bits each
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[15:16] == b"L":  # lossless: 14 bits each
         bits = int.from_bytes(data[21:25], "little")
-        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    else:
-        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-    check_pixels(width, height, limits.max_pixels)
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    return width, height
 
 
 def _directory(data: bytes) -> dict[int, tuple[int, int]]:

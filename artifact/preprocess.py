@@ -8,19 +8,19 @@ use from several threads. Colour profiles (ICC, gamma) are ignored, as in the da
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifact.decode import Decoded, decode
+from artifact.decode import Decoded, open_image
 from artifact.image_bytes import ImageError, Limits
 from artifact.manifest import Preprocessing
 
-__all__ = ["DEFAULT_LIMITS", "ImageError", "Limits", "Preprocessed", "preprocess"]
+__all__ = ["DEFAULT_LIMITS", "ImageError", "Limits", "Prepared", "Preprocessed", "prepare", "preprocess"]
 
 DEFAULT_LIMITS = Limits()
 
@@ -31,6 +31,7 @@ Edge = TypeVar("Edge", int, float)
 # A JPEG is decoded smaller only if its shorter side keeps this many times the resized side. The embedded
 # model loses 1.2 points of top-1 at 2.0 times and 0.4 at 2.5; from 2.75 on 0.06, which is within chance.
 SCALED_MARGIN = 2.75
+ORIGINAL_PIXELS = 4_000_000  # of a photograph that is kept to be drawn; pictures are far smaller
 LONGEST = 4  # largest ratio of the sides at which a photograph is resized whole and then cropped
 
 _RESAMPLING = {
@@ -60,7 +61,21 @@ class Preprocessed:
     width: int  # of the whole upright photograph
     height: int
     model_box: tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the upright photograph
-    original: Image.Image | None = None  # the whole upright photograph, RGB, if it was asked for
+    # The whole upright photograph, RGB, averaged down to ORIGINAL_PIXELS at most, if it was asked for.
+    original: Image.Image | None = None
+
+    @property
+    def box_in_original(self) -> Box:
+        """The edges of `model_box` in pixels of `original`."""
+        assert self.original is not None
+        return _scaled(self.model_box, (self.width, self.height), self.original.size)
+
+
+class Prepared(NamedTuple):
+    """An image file of which only the header was read."""
+
+    num_bytes: int  # of memory that `finish` takes at most, beside the file
+    finish: Callable[[], Preprocessed]  # raises ImageError
 
 
 def preprocess(
@@ -79,9 +94,28 @@ def preprocess(
         ImageError: `data` is no usable image; the error says why.
         ValueError: the crop of `spec` is larger than the size it resizes to.
     """
+    return prepare(data, spec, limits, keep_original).finish()
+
+
+def prepare(data: bytes, spec: Preprocessing, limits: Limits, keep_original: bool = False) -> Prepared:
+    """Read the header of an image, and say what `preprocess` will take; raise as it does."""
     if spec.crop > spec.resize:
         raise ValueError(f"the crop of {spec.crop} pixels is larger than the resized side of {spec.resize}")
-    decoded = decode(data, limits, scaled_min_side(spec))
+    opened = open_image(data, limits, scaled_min_side(spec))
+    whole = open_image(data, limits) if keep_original and spec.scaled_decoding else opened
+
+    def finish() -> Preprocessed:
+        decoded = opened.load()
+        if not keep_original:
+            return _preprocess(decoded, spec, None)
+        # What the model sees is the same whether the original is kept or not.
+        return _preprocess(decoded, spec, decoded.image if decoded.scale == 1 else whole.load().image)
+
+    num_bytes = max(opened.num_bytes, whole.num_bytes)
+    return Prepared(num_bytes + 4 * ORIGINAL_PIXELS if keep_original else num_bytes, finish)
+
+
+def _preprocess(decoded: Decoded, spec: Preprocessing, stored_original: Image.Image | None) -> Preprocessed:
     image, turn = decoded.image, _TURNS.get(decoded.orientation)
     stored = decoded.width, decoded.height
     width, height = stored[::-1] if turn and turn[1] else stored
@@ -97,10 +131,16 @@ def preprocess(
         seen = _resample(image, (x0, y0, x1, y1), spec)
     pixels = np.array(_rgb(seen.transpose(turn[0]) if turn else seen))
     original = None
-    if keep_original:
-        whole = image if decoded.scale == 1 else decode(data, limits).image
-        original = _rgb(whole.transpose(turn[0]) if turn else whole)
+    if stored_original is not None:
+        whole = _rgb(_reduced(stored_original))
+        original = whole.transpose(turn[0]) if turn else whole
     return Preprocessed(pixels, decoded.format, width, height, _whole_pixels(box, width, height), original)
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """Return the photograph averaged down to ORIGINAL_PIXELS or less; it may wait for long to be drawn."""
+    factor = math.ceil(math.sqrt(image.width * image.height / ORIGINAL_PIXELS))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def scaled_min_side(spec: Preprocessing) -> int:

@@ -98,7 +98,10 @@ def grey_input(image: Preprocessed, size: int) -> NDArray[np.uint8]:
 
     It is paler than the photograph, so that under a map colours tell values and not light and shade.
     """
-    seen = Image.fromarray(image.pixels) if image.original is None else image.original.crop(image.model_box)
+    if image.original is None:
+        return _pale_grey(Image.fromarray(image.pixels), (size, size))
+    x0, y0, x1, y1 = map(round, image.box_in_original)
+    seen = image.original.crop((x0, y0, x1, y1))
     return _pale_grey(seen, (size, size))
 
 
@@ -123,9 +126,9 @@ def _fitted(
     Without the original it is the model's input, all of which was seen.
     """
     if image.original is None:
-        source, box = Image.fromarray(image.pixels), (0, 0, image.pixels.shape[1], image.pixels.shape[0])
+        source, box = Image.fromarray(image.pixels), (0.0, 0.0, *image.pixels.shape[1::-1])
     else:
-        source, box = image.original, image.model_box
+        source, box = image.original, image.box_in_original
     scale = min(width / source.width, height / source.height)
     size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
     x0, y0, x1, y1 = (round(edge * scale) for edge in box)
