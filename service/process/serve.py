@@ -7,9 +7,10 @@ from contextlib import closing
 
 from engines.machine import num_cores
 from service.http.app import create_app
-from service.process import allocator, interpreter
+from service.process import interpreter
 from service.process.listening import listen, url_of
 from service.process.server import Server, describe_models, logger
+from service.runtime import allocator
 from service.runtime.lifecycle import Serving
 from service.settings import Settings
 from service.telemetry import logs

@@ -19,11 +19,12 @@ from fastapi import FastAPI
 
 from engines.settings import SettingsError
 from service.http.app import create_app
-from service.process import allocator, interpreter
+from service.process import interpreter
 from service.process.entrance import Counts, Entrance
 from service.process.fleet import Fleet
 from service.process.messages import line
 from service.process.server import SHORTEST_END_S, Server, describe_models, until
+from service.runtime import allocator
 from service.runtime.changes import Action
 from service.runtime.lifecycle import Serving
 from service.settings import Settings

@@ -18,6 +18,7 @@ from threading import Event, Thread
 from artifact.manifest import ManifestError, read_manifest
 from artifact.store import EMBEDDED, artifacts_in, find_artifact, is_artifact
 from service.errors import LoadRefused, NotReady, UnknownModel
+from service.runtime import allocator
 from service.runtime.loading import load_model
 from service.runtime.model import Devices, LoadedGraph, LoadedModel
 from service.runtime.opening import LoadError
@@ -217,9 +218,12 @@ class Repository:
             raise NotReady(f"The server is not ready: {self._why_not_ready}.")
 
     def _load(self, directory: Path, keep: bool = True) -> LoadedModel:
-        return load_model(
-            directory, self._settings, self._stop, devices=self._devices, metrics=self._metrics, keep=keep
-        )
+        try:
+            return load_model(
+                directory, self._settings, self._stop, devices=self._devices, metrics=self._metrics, keep=keep
+            )
+        finally:
+            allocator.trim()  # of the engines that were tried, too
 
     def _close_unused(self, model: LoadedModel) -> None:
         """Close a model that is served no more and that no request has leased."""
@@ -227,8 +231,14 @@ class Repository:
             return
         del self._leases[model]
         self._closing = [thread for thread in self._closing if thread.is_alive()]
-        self._closing.append(Thread(target=model.close, name=f"close-{model.name}", daemon=True))
+        self._closing.append(Thread(target=_close, args=(model,), name=f"close-{model.name}", daemon=True))
         self._closing[-1].start()
+
+
+def _close(model: LoadedModel) -> None:
+    """Close the model, and return the memory of its engines to the system."""
+    model.close()
+    allocator.trim()
 
 
 def _manifest_name(directory: Path) -> str | None:
