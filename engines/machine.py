@@ -34,6 +34,15 @@ def num_cores() -> int:
         return cores
 
 
+def num_memory_bytes() -> int:
+    """Return how much memory this process may use: the machine's, limited by that of its cgroup."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(most, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no cgroup v2, or "max", which is no limit
+        return most
+
+
 def auto_threads(workers: int = 1) -> int:
     """Return the cores of one of `workers` processes that share this machine equally, at least one."""
     return max(1, num_cores() // workers)
@@ -59,7 +68,7 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(name for name in ARITHMETIC if name in flags)
 
 
-def go_behind_the_loop() -> None:
+def go_behind_the_loop(levels: int = BEHIND) -> None:
     """Give the thread, and those that it starts, a lower priority than the event loop's thread has.
 
     The loop needs little time, but soon: while it waits for a core, requests wait unseen, and what can no
@@ -68,7 +77,7 @@ def go_behind_the_loop() -> None:
     if sys.platform != "linux" or threading.current_thread() is threading.main_thread():
         return  # elsewhere a priority is that of a whole process
     with suppress(OSError):
-        nice = os.getpriority(os.PRIO_PROCESS, os.getpid()) + BEHIND
+        nice = os.getpriority(os.PRIO_PROCESS, os.getpid()) + levels
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 

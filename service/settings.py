@@ -109,6 +109,14 @@ class Settings(EngineSettings):
         json_schema_extra=BATCHES,
         description="number of threads that decode images; 0: one per core",
     )
+    decode_bytes: int = Field(
+        0,
+        ge=0,
+        json_schema_extra=BATCHES,
+        description="size in bytes of the memory that large images may take together while they are decoded; "
+        "an image that takes more is refused with 422; 0: a quarter of the memory of the machine or "
+        "container, shared by the workers",
+    )
     cache_bytes: int = Field(
         0,
         ge=0,

@@ -3,47 +3,65 @@
 The decoders release the interpreter's lock while they decode and resize, so threads are enough. No limit on
 the images that wait is needed here: each has been admitted to a graph's queue before. An image is left out,
 before any work is spent on it, if its request was cancelled or is late.
+
+The header of an image says how much memory decoding will take. What takes much has threads of its own, behind
+those of small images, and begins only when the memory for it is free: however large the images of others are,
+a small one is decoded soon, and the process stays within its memory.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, RLock, Thread
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Preprocessing
-from artifact.preprocess import ImageError, Limits, Preprocessed, preprocess
-from engines.machine import go_behind_the_loop, name_this_thread
+from artifact.preprocess import ImageError, Limits, Prepared, Preprocessed, prepare
+from engines.machine import BEHIND, go_behind_the_loop, name_this_thread
 from service.batching.smoothing import follow
 from service.batching.types import Closed
+from service.runtime.load import Memory
 from service.telemetry.metrics import Metrics
 
 MOST_WAITING = 4.0  # an estimate counts this many times the processor time of an image at most
+SMALL_BYTES = 32 * 2**20  # of memory that decoding takes; a baseline JPEG of 8 megapixels
 
 # What a request is told on a thread of the pool: its images in order, or what is wrong with them.
 Then = Callable[[list[Preprocessed] | Exception], None]
 
 
 class DecodePool:
-    """`num_threads` threads that preprocess."""
+    """Threads that preprocess: `num_threads` for small images, and as many for large ones.
 
-    def __init__(self, num_threads: int, limits: Limits, metrics: Metrics) -> None:
+    Args:
+        max_bytes: the memory that large images may take together while they are decoded.
+    """
+
+    def __init__(self, num_threads: int, limits: Limits, max_bytes: int, metrics: Metrics) -> None:
         self._num_threads = num_threads
         self._limits = limits
         self._metrics = metrics
+        self._memory = Memory(max_bytes)
         self._lock = RLock()
         self._num_pending = 0  # images that wait for a thread or have one
+        self._num_large = 0  # of these, those that were found to be large
+        self._large_bytes = 0  # the memory that these will take
         self._image_s = 0.01
-        self._queue: SimpleQueue[tuple[Decoding, int] | None] = SimpleQueue()
+        self._byte_s = 2e-9  # of a large image
+        self._small: SimpleQueue[tuple[Decoding, int] | None] = SimpleQueue()
+        self._large: SimpleQueue[tuple[Decoding, int, int] | None] = SimpleQueue()
         self._closed = False
         for _ in range(num_threads):
-            Thread(target=self._work, name="decode", daemon=True).start()
+            Thread(target=self._work_on_small, name="decode", daemon=True).start()
+            Thread(target=self._work_on_large, name="decode-large", daemon=True).start()
 
     def seconds_for(self, num_images: int) -> float:
-        """Return the seconds until that many more images should be done, after those that are pending."""
-        return (self._num_pending + num_images) * self._image_s / self._num_threads
+        """Return the seconds until that many more small images should be done, after those that wait."""
+        num_ahead = max(0, self._num_pending - self._num_large)
+        return (num_ahead + num_images) * self._image_s / self._num_threads
 
     def preprocess(
         self,
@@ -72,7 +90,7 @@ class DecodePool:
                 raise Closed("the server decodes no more images")
             self._count(len(images))
             for index in range(len(images)):
-                self._queue.put((decoding, index))
+                self._small.put((decoding, index))
         return decoding
 
     def close(self) -> None:
@@ -80,43 +98,92 @@ class DecodePool:
         with self._lock:
             self._closed = True
             for _ in range(self._num_threads):
-                self._queue.put(None)
+                self._small.put(None)
+                self._large.put(None)
 
     def _count(self, num_more: int) -> None:
         with self._lock:
             self._num_pending += num_more
             self._metrics.decoding(self._num_pending)
 
-    def _work(self) -> None:
+    def _work_on_small(self) -> None:
         name_this_thread("decode")
         go_behind_the_loop()
-        while (item := self._queue.get()) is not None:
+        while (item := self._small.get()) is not None:
             decoding, index = item
             if (image := decoding.begin(index)) is not None:
-                outcome = self._outcome(decoding, image)
-                self._count(-1)
-                decoding.note(index, outcome)
-                del outcome
+                self._note(decoding, index, partial(self._decode_small, decoding, index, image))
             del item, decoding, image  # before waiting: they hold a photograph
 
-    def _outcome(self, decoding: Decoding, image: bytes) -> Preprocessed | Exception:
-        """Return the image preprocessed, or what is wrong with it."""
-        started, worked = time.monotonic(), time.thread_time()
+    def _work_on_large(self) -> None:
+        name_this_thread("decode-large")
+        go_behind_the_loop(2 * BEHIND)
+        while (item := self._large.get()) is not None:
+            decoding, index, num_bytes = item
+            if (prepared := decoding.begin_large(index)) is not None:
+                self._note(decoding, index, partial(self._decode_large, decoding, prepared))
+            with self._lock:
+                self._num_large -= 1
+                self._large_bytes -= num_bytes
+            del item, decoding, prepared
+
+    def _note(self, decoding: Decoding, index: int, work: Callable[[], Preprocessed | None]) -> None:
+        """Do the work, and note what became of the image; the work returns None if it was set aside."""
+        outcome: Preprocessed | Exception | None
         try:
             if self._closed:
-                return Closed("the server stopped before this image was decoded")
-            if decoding.deadline is not None and started > decoding.deadline:
-                return decoding.late()
-            done = preprocess(image, decoding.spec, self._limits, decoding.keep_original)
+                raise Closed("the server stopped before this image was decoded")
+            decoding.check_time()
+            outcome = work()
         except ResiduumError as error:
-            return error.with_traceback(None)  # whose frames hold the file
+            outcome = error.with_traceback(None)  # whose frames hold the file
         except Exception as error:  # what we did not foresee is the request's, not the thread's
-            return error
+            outcome = error
+        if outcome is not None:
+            self._count(-1)
+            decoding.note(index, outcome)
+
+    def _decode_small(self, decoding: Decoding, index: int, image: bytes) -> Preprocessed | None:
+        """Return the image preprocessed, or None if it is large: then it waits for its turn."""
+        started, worked = time.monotonic(), time.thread_time()
+        prepared = prepare(image, decoding.spec, self._limits, decoding.keep_original)
+        if prepared.num_bytes > SMALL_BYTES:
+            self._set_aside(decoding, index, prepared)
+            return None
+        done = prepared.finish()
         seconds = time.monotonic() - started
         # What a thread waits for a core counts, as it will at the next image; but not without a limit, or one
         # hiccup would make the pool look too slow for every deadline.
         worked = time.thread_time() - worked
         self._image_s = follow(self._image_s, min(seconds, MOST_WAITING * worked))
+        self._metrics.decoded(seconds)
+        return done
+
+    def _set_aside(self, decoding: Decoding, index: int, prepared: Prepared) -> None:
+        num_bytes = prepared.num_bytes
+        if num_bytes > self._memory.max_bytes:
+            raise ImageError(
+                "too_many_pixels",
+                f"Decoding the image takes {num_bytes >> 20:,} MiB of memory; "
+                f"at most {self._memory.max_bytes >> 20:,} are given to it.",
+                "Send a smaller copy, or a baseline JPEG, which takes a quarter of what a WebP takes.",
+            )
+        with self._lock:
+            if self._closed:
+                raise Closed("the server stopped before this image was decoded")
+            decoding.check_time((self._large_bytes + num_bytes) * self._byte_s / self._num_threads)
+            self._num_large += 1
+            self._large_bytes += num_bytes
+            decoding.set_aside(index, prepared)
+            self._large.put((decoding, index, num_bytes))
+
+    def _decode_large(self, decoding: Decoding, prepared: Prepared) -> Preprocessed:
+        with self._memory.reserved(prepared.num_bytes):
+            decoding.check_time()  # again, after waiting
+            started = time.monotonic()
+            done = prepared.finish()
+        seconds = time.monotonic() - started
+        self._byte_s = follow(self._byte_s, seconds / prepared.num_bytes)
         self._metrics.decoded(seconds)
         return done
 
@@ -140,9 +207,10 @@ class Decoding:
     ) -> None:
         self.spec = spec
         self.keep_original = keep_original
-        self.deadline = deadline
-        self.late = late
+        self._deadline = deadline
+        self._late = late
         self._waiting: dict[int, bytes] = dict(enumerate(images))
+        self._set_aside: dict[int, Prepared] = {}  # large images, which wait for their turn
         self._outcomes: list[Preprocessed | Exception | None] = [None] * len(images)
         self._num_left = len(images)
         self._then: Then | None = then  # None: it was called, or nobody waits for it
@@ -154,11 +222,30 @@ class Decoding:
         with self._lock:
             return self._waiting.pop(index, None)
 
+    def begin_large(self, index: int) -> Prepared | None:
+        """Return an image that was set aside; None if nobody wants it any more."""
+        with self._lock:
+            return self._set_aside.pop(index, None)
+
+    def set_aside(self, index: int, prepared: Prepared) -> None:
+        """Keep a large image until its turn, unless nobody wants it any more."""
+        with self._lock:
+            if self._then is not None:
+                self._set_aside[index] = prepared
+                return
+        self._count(-1)
+
+    def check_time(self, takes_s: float = 0.0) -> None:
+        """Raise what `late` makes if the deadline has passed, or will have passed after so many seconds."""
+        if self._deadline is not None and time.monotonic() + takes_s > self._deadline:
+            raise self._late()
+
     def cancel(self) -> None:
         """Let go of all images; a thread that has one finishes it, for nobody."""
         with self._lock:
-            num_waiting = len(self._waiting)
+            num_waiting = len(self._waiting) + len(self._set_aside)
             self._waiting.clear()
+            self._set_aside.clear()
             self._outcomes.clear()
             self._then = None
         if num_waiting:

@@ -24,7 +24,7 @@ from typing import Any
 
 from artifact.errors import ResiduumError
 from artifact.preprocess import Limits
-from engines.machine import num_cores
+from engines.machine import num_cores, num_memory_bytes
 from service.runtime.cache import AnswerCache
 from service.runtime.changes import Changes, Fleet
 from service.runtime.decoding import DecodePool
@@ -40,6 +40,8 @@ from service.telemetry.metrics import ServerState as State
 
 logger = logging.getLogger("residuum")
 
+
+MEMORY_PARTS = 4  # of which decoding large images may take one
 
 # The states that may follow each entered state. UNHEALTHY is derived, and never entered.
 NEXT = {
@@ -70,6 +72,7 @@ class Serving:
         self.decoders = DecodePool(
             settings.decode_threads or max(1, num_cores() // settings.workers),
             Limits(settings.max_image_bytes, settings.max_image_pixels),
+            settings.decode_bytes or num_memory_bytes() // (MEMORY_PARTS * settings.workers),
             self.metrics,
         )
         self.drawings = DrawingPool()

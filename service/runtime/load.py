@@ -1,10 +1,13 @@
-"""The load beside the queues: the bytes that requests hold, and how late the event loop runs."""
+"""The load beside the queues: bytes that requests hold, memory of threads, and the event loop's lag."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import inf
+from threading import Condition, Lock
 
 from service.errors import Overloaded
 
@@ -56,6 +59,30 @@ class Holding:
         """Count none of the request's bytes any more."""
         self._all.num_bytes -= self._num_bytes
         self._num_bytes = 0
+
+
+class Memory:
+    """Memory that threads may take together; who waits for some gets it in turn."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._free = max_bytes
+        self._turn = Lock()
+        self._freed = Condition()
+
+    @contextmanager
+    def reserved(self, num_bytes: int) -> Iterator[None]:
+        """Take memory as soon as that much is free, until the end of `with`; `max_bytes` at most."""
+        assert num_bytes <= self.max_bytes
+        with self._turn, self._freed:
+            self._freed.wait_for(lambda: self._free >= num_bytes)
+            self._free -= num_bytes
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += num_bytes
+                self._freed.notify()
 
 
 class LoopLag:

@@ -17,6 +17,7 @@ from artifact.image_bytes import ImageTooLong
 from artifact.manifest import Preprocessing
 from artifact.preprocess import ImageError, Limits, Preprocessed
 from service.batching.types import Closed
+from service.runtime import decoding
 from service.runtime.decoding import DecodePool
 from service.telemetry.metrics import Metrics
 
@@ -56,7 +57,7 @@ class Told:
 
 @pytest.fixture
 def pool() -> Iterator[DecodePool]:
-    made = DecodePool(2, Limits(max_bytes=2_000, max_pixels=1_000), Metrics())
+    made = DecodePool(2, Limits(max_bytes=2_000, max_pixels=1_000), 2**30, Metrics())
     yield made
     made.close()
 
@@ -96,9 +97,9 @@ def test_too_many_bytes_are_told_apart(pool: DecodePool) -> None:
 
 def test_what_is_pending_counts_in_the_estimate_and_in_the_gauge() -> None:
     metrics = Metrics()
-    pool = DecodePool(2, Limits(), metrics)
+    pool = DecodePool(2, Limits(), 2**30, metrics)
 
-    def decoding() -> float:
+    def pending() -> float:
         return next(
             float(line.split()[1])
             for line in metrics.render()[0].decode().splitlines()
@@ -109,15 +110,15 @@ def test_what_is_pending_counts_in_the_estimate_and_in_the_gauge() -> None:
     held = threading.Event()
     blocked = Told(pool, [png(1)] * 3, deadline=0, late=lambda: _after(held))
     assert pool.seconds_for(1) > alone
-    assert decoding() == 3
+    assert pending() == 3
     left = Told(pool, [png(2)] * 4)
-    assert decoding() == 7
+    assert pending() == 7
     left.decoding.cancel()
     left.decoding.cancel()
-    assert decoding() == 3
+    assert pending() == 3
     held.set()
     assert isinstance(blocked.error, TimeoutError)
-    assert decoding() == 0
+    assert pending() == 0
     assert left.nothing
     pool.close()
 
@@ -133,7 +134,7 @@ def _after(held: threading.Event, begun: threading.Event | None = None) -> Excep
 def test_what_nobody_waits_for_is_not_decoded() -> None:
     """One thread is kept busy; meanwhile a request is cancelled and another one comes too late."""
     metrics = Metrics()
-    pool = DecodePool(1, Limits(), metrics)
+    pool = DecodePool(1, Limits(), 2**30, metrics)
     held = threading.Event()
     first = Told(pool, [png(1)], deadline=0, late=lambda: _after(held))
     cancelled = Told(pool, [png(2)] * 20)
@@ -151,7 +152,7 @@ def test_what_nobody_waits_for_is_not_decoded() -> None:
 
 def test_who_leaves_takes_the_files_along() -> None:
     """They are let go while the only thread is busy, although their places in the queue are still there."""
-    pool = DecodePool(1, Limits(), Metrics())
+    pool = DecodePool(1, Limits(), 2**30, Metrics())
     held = threading.Event()
     first = Told(pool, [png(1)], deadline=0, late=lambda: _after(held))
     file = png(2)
@@ -166,7 +167,7 @@ def test_who_leaves_takes_the_files_along() -> None:
 
 
 def test_whoever_waits_is_told_that_the_pool_was_closed() -> None:
-    pool = DecodePool(1, Limits(), Metrics())
+    pool = DecodePool(1, Limits(), 2**30, Metrics())
     held, begun = threading.Event(), threading.Event()
     first = Told(pool, [png(1)], deadline=0, late=lambda: _after(held, begun))
     waiting = Told(pool, [png(2)] * 3)
@@ -181,7 +182,7 @@ def test_whoever_waits_is_told_that_the_pool_was_closed() -> None:
 
 def test_an_error_of_late_is_the_requests() -> None:
     """The thread goes on."""
-    pool = DecodePool(1, Limits(), Metrics())
+    pool = DecodePool(1, Limits(), 2**30, Metrics())
     broken = Told(pool, [png(1)], deadline=0, late=lambda: _raise(ZeroDivisionError()))
     assert isinstance(broken.error, ZeroDivisionError)
     assert len(Told(pool, [png(2)]).images) == 1
@@ -190,3 +191,65 @@ def test_an_error_of_late_is_the_requests() -> None:
 
 def _raise(error: Exception) -> Exception:
     raise error
+
+
+# Large images: those of 100 x 50 pixels take 40,000 bytes.
+
+LARGE = png(7, (100, 50))
+
+
+@pytest.fixture
+def tight(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodePool]:
+    """A pool of one thread with memory for one large image."""
+    monkeypatch.setattr(decoding, "SMALL_BYTES", 30_000)
+    made = DecodePool(1, Limits(), 50_000, Metrics())
+    yield made
+    made.close()
+
+
+def test_small_images_pass_large_ones_that_wait_for_memory(tight: DecodePool) -> None:
+    with tight._memory.reserved(20_000):
+        large = Told(tight, [LARGE, png(1)])
+        alone = tight.seconds_for(1)
+        assert [len(Told(tight, [png(2)] * 3).images) for _ in range(3)] == [3, 3, 3]
+        assert large.nothing
+        assert tight.seconds_for(1) <= 2 * alone  # it is not in the way of others
+    assert [int(image.pixels[0, 0, 0]) for image in large.images] == [7, 1]
+
+
+def test_an_image_that_takes_more_than_there_is_can_never_be_decoded(tight: DecodePool) -> None:
+    error = Told(tight, [png(1), png(3, (100, 80))]).error
+    assert isinstance(error, ImageError)
+    assert (error.code, error.members) == ("too_many_pixels", {"image_index": 1})
+
+
+def test_who_leaves_takes_large_files_along_too(tight: DecodePool) -> None:
+    made = io.BytesIO()
+    Image.new("RGB", (100, 48)).save(made, "jpeg", progressive=True)  # 48,000 bytes
+    file = made.getvalue()
+    before = sys.getrefcount(file)
+    with tight._memory.reserved(20_000):
+        first = Told(tight, [LARGE])  # the thread has it in its hands
+        leaving = Told(tight, [file])
+        Told(tight, [png(2)]).images  # noqa: B018  # what came before has been set aside
+        assert sys.getrefcount(file) > before
+        leaving.decoding.cancel()
+        assert sys.getrefcount(file) == before
+    assert len(first.images) == 1
+    assert leaving.nothing
+
+
+def test_large_images_that_would_be_late_are_refused_before_they_wait(tight: DecodePool) -> None:
+    with tight._memory.reserved(20_000):
+        waiting = Told(tight, [LARGE] * 3)
+        late = Told(tight, [LARGE], deadline=time.monotonic() + 0.0001)
+        assert isinstance(late.error, TimeoutError)
+    assert len(waiting.images) == 3
+
+
+def test_large_images_are_told_that_the_pool_was_closed(tight: DecodePool) -> None:
+    with tight._memory.reserved(20_000):
+        waiting = Told(tight, [LARGE] * 3)
+        Told(tight, [png(2)]).images  # noqa: B018
+        tight.close()
+    assert isinstance(waiting.error, Closed)
