@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Annotated, Literal
 
 import numpy as np
@@ -119,6 +120,11 @@ class Question:
     render: Render
     colormap: ColormapName | None
     alpha: float
+
+    def digest(self) -> bytes:
+        """Return a SHA-256 of what is asked: the same for the same question, however it was written."""
+        parts = vars(self) | {"gates_L": self.gates_L.tobytes()}
+        return sha256(repr(parts).encode()).digest()
 
 
 def resolve(query: IntrospectQuery, manifest: Manifest) -> Question:

@@ -29,6 +29,34 @@ def options(**given: Any) -> Question:
     return resolve(IntrospectQuery(**given), MANIFEST)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"blocks": "stage1.1, stage1.0,stage1.0"}, {"blocks": "stage1"}),
+        ({"quantities": "rms,share"}, {"quantities": "share, rms,"}),
+        ({"gates": "stage2:0.50,stage1.0:1"}, {"gates": "1,1,.5,.5,1"}),
+        ({"target": "N00000004 "}, {"target": "class 4"}),
+        ({"quantities": "lesion"}, {"quantities": "lesion", "lesion": True}),
+        ({"top_k": 5}, {}),
+    ],
+)
+def test_the_same_question_has_one_digest_however_it_is_written(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert options(**one).digest() == options(**other).digest()
+    assert len(options(**one).digest()) == 32
+
+
+def test_other_questions_have_other_digests() -> None:
+    given: list[dict[str, Any]] = [
+        *({}, {"target": "3"}, {"target": "4"}, {"target": "class 4"}, {"target": "0"}),
+        *({"blocks": "stage1"}, {"blocks": "stage2"}, {"quantities": "rms"}, {"quantities": "share"}),
+        *({"maps": "u8"}, {"maps": "f32"}, {"scale": "stage"}, {"gates": "1,0,1,1,1"}, {"lesion": True}),
+        *({"gates": "1,1,0,1,1"}, {"top_k": 3}, {"render": "raw"}, {"colormap": "jet"}, {"alpha": 0.25}),
+    ]
+    assert len({options(**each).digest() for each in given}) == len(given)
+
+
 def test_everything_has_a_default() -> None:
     default = options()
     assert default.target == Target("top1", None)

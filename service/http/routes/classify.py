@@ -23,7 +23,9 @@ from service.telemetry.stages import Stages
 
 router = APIRouter(tags=["classify"])
 
-PREDICTION_BYTES = 500  # that a prediction in the cache takes, about
+# What an image and each of its predictions take in the cache; tracemalloc says 480 and 135.
+IMAGE_BYTES = 512
+PREDICTION_BYTES = 160
 
 PROBLEMS = problem_responses(*IMAGE_PROBLEMS)
 
@@ -86,7 +88,8 @@ class _Classified:
 
     @property
     def num_bytes(self) -> int:
-        return PREDICTION_BYTES * sum(len(result["predictions"]) for result in self.results)
+        num_predictions = sum(len(result["predictions"]) for result in self.results)
+        return IMAGE_BYTES * len(self.results) + PREDICTION_BYTES * num_predictions
 
 
 def _allowed_top_k(query: ClassifyQuery, model: LoadedModel) -> int:

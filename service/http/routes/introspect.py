@@ -82,8 +82,7 @@ async def introspect(request: Request, query: Annotated[IntrospectParameters, Qu
         question = form.shown(resolve(query, model.manifest), model.manifest)
         image = await read_image(request, serving.settings)
         deadline = serving.execution.deadline(query.timeout_ms)
-        asked = query.model_dump_json(exclude={"timeout_ms"})
-        parameters = ("introspect", model.fingerprint, asked, form.media_type)
+        parameters = ("introspect", model.fingerprint, question.digest(), form.media_type)
         work = serving.cache.get(
             [image], parameters, lambda: _introspect(request, model, image, question, form, deadline)
         )

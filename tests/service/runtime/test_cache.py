@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
+import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from artifact.image_bytes import ImageError
-from artifact.manifest import read_manifest
+from artifact.manifest import Label, read_manifest
+from artifact.postprocess import top_predictions
 from service.errors import Overloaded
+from service.http.routes.classify import _Classified
+from service.http.routes.introspect import _Introspected
 from service.runtime.cache import ENTRY_BYTES, AnswerCache, digest
 from service.telemetry.metrics import Metrics
+from service.telemetry.stages import Stages
 from tests.service.runtime.test_repository import change_manifest
 from tests.service.telemetry.test_metrics import scraped, value
 from tests.service.test_field import a_server
@@ -147,6 +153,59 @@ async def test_an_answer_that_is_too_large_is_given_but_not_kept() -> None:
         answer, cached = await kitchen.cache.get(B, "", large)
         assert (answer.text, cached) == ("large", False)
     assert await kitchen.get(A) == ("1", True)
+
+
+def classified(number: int, num_images: int, top_k: int) -> _Classified:
+    logits = np.random.default_rng(number + 100).normal(size=200).astype(np.float32)
+    labels = [Label(label="some label", wnid="n01440764")] * len(logits)
+    results = [
+        {
+            "predictions": top_predictions(logits, labels, top_k),
+            "image": {"format": "jpeg", "width": 1000 + number, "height": 2000 + number},
+        }
+        for _ in range(num_images)
+    ]
+    return _Classified(results, Stages(1.5 * number, 2.5 * number, 3.5 * number, 7))
+
+
+def introspected(number: int) -> _Introspected:
+    return _Introspected(bytes(1000 + number), Stages(1.5 * number, 2.5 * number, 3.5 * number, 7))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        introspected,
+        lambda number: classified(number, 1, 1),
+        lambda number: classified(number, 1, 200),
+        lambda number: classified(number, 8, 5),
+    ],
+    ids=["introspect", "classify", "all classes", "images"],
+)
+def test_what_is_accounted_is_no_less_than_what_is_taken(made: Callable[[int], Any]) -> None:
+    """However long the questions are."""
+
+    async def check() -> None:
+        cache = AnswerCache(10**9, Metrics())
+        for number in range(-20, 400):
+            if number == 0:  # what is made once has been made
+                gc.collect()
+                before, tables = tracemalloc.get_traced_memory()[0], cache._kept.currsize
+
+            async def make(number: int = number) -> Any:
+                return made(number)
+
+            await cache.get([b"%d" % number], ("introspect", "x" * 10_000, number), make)
+            if number >= 0:
+                taken = tracemalloc.get_traced_memory()[0] - before
+                assert taken <= cache._kept.currsize, number
+        assert cache._kept.currsize - tables < 2.5 * taken  # and not much more
+
+    tracemalloc.start()
+    try:
+        asyncio.run(check())
+    finally:
+        tracemalloc.stop()
 
 
 @in_a_loop
@@ -332,6 +391,16 @@ def test_introspect_has_answers_of_its_own(client: httpx.Client) -> None:
     assert not is_hit(client.post("/introspect?top_k=3", content=image(1)))
 
 
+def test_a_question_written_otherwise_is_the_same(client: httpx.Client) -> None:
+    asked = [
+        "blocks=stage1&quantities=rms,share&maps=none&target=3&gates=stage2:0.5,stage2:1",
+        "target=03&maps=none&gates=&quantities=share,rms&blocks=" + ",".join(["stage1.0"] * 500 + ["stage1"]),
+    ]
+    answers = [client.post(f"/introspect?{query}", content=image(4)) for query in asked]
+    assert [is_hit(answer) for answer in answers] == [False, True]
+    assert answers[0].content == answers[1].content
+
+
 def test_refusals_are_not_kept(client: httpx.Client) -> None:
     for _ in range(2):
         answer = client.post("/classify", content=b"no image")
@@ -351,7 +420,7 @@ def test_lookups_are_counted(client: httpx.Client) -> None:
 
 
 def test_what_is_kept_stays_within_the_limit(client: httpx.Client) -> None:
-    """200,000 bytes hold about sixty answers of five predictions."""
+    """200,000 bytes hold about ninety answers of five predictions."""
     for seed in range(200, 300):
         assert not is_hit(client.post("/classify", content=image(seed)))
     assert is_hit(client.post("/classify", content=image(299)))
