@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -52,19 +52,29 @@ class AnswerCache:
         self._making: dict[bytes, _Making[Any]] = {}
 
     async def get(
-        self, images: Sequence[bytes], parameters: Parameters, make: Callable[[], Coroutine[Any, Any, T]]
+        self,
+        images: Sequence[bytes],
+        parameters: Parameters,
+        make: Callable[[float], Coroutine[Any, Any, T]],
+        deadline: float,
     ) -> tuple[T, bool]:
         """Return the answer for images and parameters, and whether it was kept or being made already.
 
+        Requests that wait for the same answer are refused together. If some of them have more time than the
+        one for which it was being made, it is made once more, with the time of the most patient.
+
         Args:
             parameters: everything that the answer depends on beside the images, its kind included.
+            make: makes the answer within a deadline.
+            deadline: when this request must be answered.
 
         Raises:
             what `make` raises; an error is never kept.
         """
         if not self._max_bytes:
-            return await make(), False
+            return await make(deadline), False
         key = sha256(await _digest(images) + repr(parameters).encode()).digest()
+        latest = deadline
         while True:
             if (answer := self._kept.get(key)) is not None:
                 self._metrics.cache(hit=True)
@@ -72,12 +82,16 @@ class AnswerCache:
             making = self._making.get(key)
             if making is None or making.task.done():
                 self._metrics.cache(hit=False)
-                making = self._making[key] = _Making(asyncio.create_task(self._make(key, make)))
-                making.task.add_done_callback(_mark_seen)
-                return await self._wait(key, making), False
+                task = asyncio.create_task(self._make(key, make, latest))
+                task.add_done_callback(_mark_seen)
+                making = self._making[key] = _Making(task, latest)
+                return await self._wait(key, making, deadline), False
             try:
-                answer = await self._wait(key, making)
-            except Unavailable:  # the other request was refused, by its deadline or by the queue
+                answer = await self._wait(key, making, deadline)
+            except Unavailable:
+                if making.deadline >= deadline:
+                    raise
+                latest = max([deadline, *making.waiting.values()])  # of all who have not been told yet
                 continue
             self._metrics.cache(hit=True)
             return answer, True
@@ -87,21 +101,22 @@ class AnswerCache:
         self._kept.clear()
         self._making.clear()
 
-    async def _make(self, key: bytes, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        answer = await make()
+    async def _make(self, key: bytes, make: Callable[[float], Coroutine[Any, Any, T]], deadline: float) -> T:
+        answer = await make(deadline)
         making = self._making.get(key)
         if making is not None and making.task is asyncio.current_task() and _size(answer) <= self._max_bytes:
             self._kept[key] = answer
         return answer
 
-    async def _wait(self, key: bytes, making: _Making[T]) -> T:
+    async def _wait(self, key: bytes, making: _Making[T], deadline: float) -> T:
         """Wait for an answer; the last request that leaves cancels it, and later ones make their own."""
-        making.num_waiting += 1
+        request = object()
+        making.waiting[request] = deadline
         try:
             return await asyncio.shield(making.task)
         finally:
-            making.num_waiting -= 1
-            if not making.num_waiting:
+            del making.waiting[request]
+            if not making.waiting:
                 making.task.cancel()
                 if self._making.get(key) is making:
                     del self._making[key]
@@ -109,10 +124,11 @@ class AnswerCache:
 
 @dataclass(eq=False)
 class _Making(Generic[T]):
-    """An answer that is being made, and the number of requests that wait for it."""
+    """An answer that is being made within a deadline, and the deadlines of the requests that wait for it."""
 
     task: asyncio.Task[T]
-    num_waiting: int = 0
+    deadline: float
+    waiting: dict[object, float] = field(default_factory=dict)
 
 
 def _mark_seen(task: asyncio.Task[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -56,9 +57,8 @@ async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -
         started = time.monotonic()
         deadline = serving.execution.deadline(query.timeout_ms)
         parameters = ("classify", model.fingerprint, top_k)
-        work = serving.cache.get(
-            images, parameters, lambda: _classify(serving, model, images, top_k, deadline)
-        )
+        make = partial(_classify, serving, model, images, top_k)
+        work = serving.cache.get(images, parameters, make, deadline)
         classified, cached = await while_client_waits(request, deadline, work)
     stages = Stages(0, 0, 0) if cached else classified.stages
     if not cached:

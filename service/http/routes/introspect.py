@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -83,9 +84,8 @@ async def introspect(request: Request, query: Annotated[IntrospectParameters, Qu
         image = await read_image(request, serving.settings)
         deadline = serving.execution.deadline(query.timeout_ms)
         parameters = ("introspect", model.fingerprint, question.digest(), form.media_type)
-        work = serving.cache.get(
-            [image], parameters, lambda: _introspect(request, model, image, question, form, deadline)
-        )
+        make = partial(_introspect, request, model, image, question, form)
+        work = serving.cache.get([image], parameters, make, deadline)
         introspected, cached = await while_client_waits(request, deadline, work)
     headers = {"Vary": "Accept"}
     if cached:

@@ -47,13 +47,15 @@ class Kitchen:
         self.metrics = Metrics()
         self.cache = AnswerCache(max_answers * (ANSWER_BYTES + ENTRY_BYTES), self.metrics)
         self.begun = 0
+        self.deadlines: list[float] = []  # of the answers that were begun
         self.cancelled = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.errors: list[Exception] = []  # of the answers to come
 
-    async def make(self) -> Answer:
+    async def make(self, deadline: float) -> Answer:
         self.begun += 1
+        self.deadlines.append(deadline)
         answer = Answer(str(self.begun))
         try:
             await self.go_on.wait()
@@ -64,13 +66,13 @@ class Kitchen:
             raise self.errors.pop(0)
         return answer
 
-    async def get(self, images: list[bytes], parameters: str = "") -> tuple[str, bool]:
-        answer, cached = await self.cache.get(images, parameters, self.make)
+    async def get(self, images: list[bytes], parameters: str = "", deadline: float = 60) -> tuple[str, bool]:
+        answer, cached = await self.cache.get(images, (parameters,), self.make, deadline)
         return answer.text, cached
 
-    async def ask(self, images: list[bytes]) -> asyncio.Task[tuple[str, bool]]:
+    async def ask(self, images: list[bytes], deadline: float = 60) -> asyncio.Task[tuple[str, bool]]:
         """A request that waits by now."""
-        task = asyncio.create_task(self.get(images))
+        task = asyncio.create_task(self.get(images, deadline=deadline))
         await settle()
         return task
 
@@ -145,12 +147,12 @@ async def test_the_one_used_longest_ago_goes_first() -> None:
 async def test_an_answer_that_is_too_large_is_given_but_not_kept() -> None:
     kitchen = Kitchen(max_answers=2)
 
-    async def large() -> Answer:
+    async def large(deadline: float) -> Answer:
         return Answer("large", 10 * ANSWER_BYTES + 10 * ENTRY_BYTES)
 
     await kitchen.get(A)
     for _ in range(2):
-        answer, cached = await kitchen.cache.get(B, "", large)
+        answer, cached = await kitchen.cache.get(B, (), large, 60)
         assert (answer.text, cached) == ("large", False)
     assert await kitchen.get(A) == ("1", True)
 
@@ -192,10 +194,10 @@ def test_what_is_accounted_is_no_less_than_what_is_taken(made: Callable[[int], A
                 gc.collect()
                 before, tables = tracemalloc.get_traced_memory()[0], cache._kept.currsize
 
-            async def make(number: int = number) -> Any:
+            async def make(deadline: float, number: int = number) -> Any:
                 return made(number)
 
-            await cache.get([b"%d" % number], ("introspect", "x" * 10_000, number), make)
+            await cache.get([b"%d" % number], ("introspect", "x" * 10_000, number), make, 60)
             if number >= 0:
                 taken = tracemalloc.get_traced_memory()[0] - before
                 assert taken <= cache._kept.currsize, number
@@ -263,41 +265,62 @@ async def test_errors_are_told_to_all_and_never_kept() -> None:
 
 
 @in_a_loop
-async def test_one_who_shares_a_refusal_asks_again_and_the_others_with_it() -> None:
+async def test_those_with_more_time_ask_once_more_and_together() -> None:
     kitchen = Kitchen()
     kitchen.go_on.clear()
     kitchen.errors = [Overloaded("Full.")]
-    tasks = [await kitchen.ask(A) for _ in range(4)]
+    tasks = [await kitchen.ask(A, deadline) for deadline in (5, 4, 5, 7, 9, 6)]
     kitchen.go_on.set()
-    first, *others = [await outcome(task) for task in tasks]
-    assert isinstance(first, Overloaded)
-    assert sorted(others) == [("2", False), ("2", True), ("2", True)]
-    assert kitchen.begun == 2
+    *refused, first, second, third = [await outcome(task) for task in tasks]
+    assert [type(error) for error in refused] == [Overloaded] * 3
+    assert sorted([first, second, third]) == [("2", False), ("2", True), ("2", True)]
+    assert kitchen.deadlines == [5, 9]  # the most patient one's, whoever asks
     assert await kitchen.get(A) == ("2", True)
 
 
 @in_a_loop
-async def test_all_may_be_refused() -> None:
+async def test_the_most_patient_one_may_leave() -> None:
     kitchen = Kitchen()
     kitchen.go_on.clear()
-    kitchen.errors = [Overloaded("Full.") for _ in range(3)]
-    tasks = [await kitchen.ask(A) for _ in range(3)]
+    kitchen.errors = [Overloaded("Full.")]
+    tasks = [await kitchen.ask(A, deadline) for deadline in (5, 7, 9)]
+    tasks.pop().cancel()
+    await settle()
     kitchen.go_on.set()
-    assert all([isinstance(await outcome(task), Overloaded) for task in tasks])
-    assert kitchen.begun == 3
+    assert isinstance(await outcome(tasks[0]), Overloaded)
+    assert await tasks[1] == ("2", False)
+    assert kitchen.deadlines == [5, 7]
+
+
+@pytest.mark.parametrize("later", [0, 0.001], ids=["at once", "one after another"])
+def test_however_many_are_refused_the_answer_is_begun_twice_at_most(later: float) -> None:
+    """Each wakes once for each attempt; otherwise a thousand that ask again would wake each other."""
+
+    async def check() -> None:
+        kitchen = Kitchen()
+        kitchen.go_on.clear()
+        kitchen.errors = [Overloaded("Full.") for _ in range(1000)]
+        tasks = [asyncio.create_task(kitchen.get(A, deadline=5 + later * number)) for number in range(1000)]
+        await settle()
+        assert kitchen.begun == 1
+        kitchen.go_on.set()
+        assert all([isinstance(await outcome(task), Overloaded) for task in tasks])
+        assert kitchen.begun == (2 if later else 1)
+
+    asyncio.run(check())
 
 
 def test_an_error_that_nobody_waits_for_is_nobodys(caplog: pytest.LogCaptureFixture) -> None:
     async def check() -> None:
         kitchen = Kitchen()
 
-        async def stubborn() -> Answer:
+        async def stubborn(deadline: float) -> Answer:
             try:
                 await asyncio.Event().wait()
             finally:
                 raise Overloaded("Full.")
 
-        task = asyncio.create_task(kitchen.cache.get(A, "", stubborn))
+        task = asyncio.create_task(kitchen.cache.get(A, (), stubborn, 60))
         await settle()
         task.cancel()
         assert isinstance(await outcome(task), asyncio.CancelledError)
