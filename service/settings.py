@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -222,10 +223,11 @@ class Settings(EngineSettings):
                 "such a request could never be accepted"
             )
         largest = max(self.max_image_bytes, self.max_request_bytes)
-        if self.queue_bytes < largest:
+        least = math.ceil(largest * 8 / 7)  # an eighth is kept for small bodies
+        if self.queue_bytes < least:
             raise ValueError(
-                f"--queue-bytes {self.queue_bytes} is less than --max-image-bytes or --max-request-bytes, "
-                f"{largest}: such a request could never be accepted"
+                f"--queue-bytes {self.queue_bytes} is less than {least}, 8/7 of --max-image-bytes or "
+                "--max-request-bytes: such a request could never be accepted"
             )
         return self
 

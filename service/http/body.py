@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -24,11 +25,11 @@ from service.errors import (
     TooManyImages,
     UnsupportedMediaType,
 )
-from service.runtime.load import Holding
+from service.runtime.load import HeldBytes, Holding
 from service.settings import Settings
 
 PART = "image"
-HOLDING = "residuum.holding"  # in a request's scope: the Holding that counts its body, if it is counted
+HOLDING = "residuum.holding"  # in a request's scope: the Holding that counts its body
 HOW_TO_SEND = "Send the file itself (curl -T cat.jpg URL) or a form (curl -F image=@cat.jpg URL)."
 
 
@@ -84,35 +85,40 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
         Overloaded: the bodies that wait take too much memory.
         starlette.requests.ClientDisconnect: the client left while sending.
     """
+    holding = holding_of(request)
     declared = declared_bytes(request.headers.raw)
     num_bytes = declared if declared > max_bytes else 0
     deadline = asyncio.get_running_loop().time() + settings.body_timeout
     more = True
     while more and num_bytes <= max_bytes:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline) as limit:
+                holding.stop = partial(limit.reschedule, 0)
                 message = await request.receive()
         except TimeoutError as error:
+            holding.check()
             raise RequestTimeout(
                 f"The body took longer than {settings.body_timeout:g} seconds to come."
             ) from error
+        finally:
+            holding.stop = None
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
         if chunk := message.get("body"):
             num_bytes += len(chunk)
             if num_bytes <= max_bytes:
-                hold(request, len(chunk))
+                holding.add(len(chunk))
                 yield chunk
     if num_bytes > max_bytes:
         raise TooManyBytes(f"{what} may have {max_bytes:,} bytes at most; this body has more.")
+    holding.complete()
 
 
-def hold(request: Request, num_bytes: int) -> None:
-    """Count bytes that a request holds until it is answered; raise Overloaded if they are too many."""
-    holding: Holding | None = request.scope.get(HOLDING)
-    if holding is not None:
-        holding.add(num_bytes)
+def holding_of(request: Request) -> Holding:
+    """Return what counts the bytes of a request; without limits if the gate has not made one."""
+    holding: Holding = request.scope.setdefault(HOLDING, HeldBytes().hold())
+    return holding
 
 
 async def _read_parts(request: Request, boundary: bytes | None, settings: Settings) -> list[bytes]:
@@ -129,7 +135,10 @@ async def _read_parts(request: Request, boundary: bytes | None, settings: Settin
         raise MalformedMultipart("The multipart body ends before its closing boundary.", HOW_TO_SEND)
     if not form.images:
         raise ImageError("empty_body", f"The multipart body has no part named {PART!r}.", HOW_TO_SEND)
-    return [bytes(image) for image in form.images]
+    images = []
+    while form.images:  # one copy at a time
+        images.append(bytes(form.images.pop(0)))
+    return images
 
 
 class _Form:

@@ -34,9 +34,8 @@ class Shedding:
     def __call__(self, scope: Scope) -> None:
         if not policy_of(scope).runs:
             return
-        scope[HOLDING] = self._serving.held_bytes.hold()
         try:
-            self._serving.held_bytes.check_room(declared_bytes(scope["headers"]))
+            scope[HOLDING] = self._serving.held_bytes.hold(declared_bytes(scope["headers"]))
             with suppress(NotFound):  # there is no such model: the route says so
                 self._check_room(scope)
         except Unavailable:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
 from service.errors import InvalidInference, TooManyBytes, UnsupportedMediaType
-from service.http.body import chunks_of, hold
+from service.http.body import chunks_of, holding_of
 from service.http.oip.response import WINDOW_BITS
+from service.runtime.load import Holding
 from service.settings import Settings
 
 STEP_BYTES = 2**18  # decompressed at a time; the event loop serves other requests in between
@@ -34,14 +34,14 @@ async def read_body(request: Request, settings: Settings, max_bytes: int) -> byt
     if encoding not in WINDOW_BITS:
         raise UnsupportedMediaType(f"Content-Encoding {encoding} is not supported.", "Use gzip or deflate.")
     try:
-        pieces = _inflated(chunks, WINDOW_BITS[encoding], max_bytes, partial(hold, request))
+        pieces = _inflated(chunks, WINDOW_BITS[encoding], max_bytes, holding_of(request))
         return b"".join([piece async for piece in pieces])
     except zlib.error as error:
         raise InvalidInference(f"The body cannot be decompressed as {encoding}: {error}.") from error
 
 
 async def _inflated(
-    chunks: AsyncIterator[bytes], window_bits: int, max_bytes: int, count: Callable[[int], None]
+    chunks: AsyncIterator[bytes], window_bits: int, max_bytes: int, holding: Holding
 ) -> AsyncIterator[bytes]:
     """Yield what one compressed stream holds, piece by piece, and count it instead of what came.
 
@@ -61,9 +61,9 @@ async def _inflated(
                 raise TooManyBytes(
                     f"An inference request may have {max_bytes:,} bytes at most; decompressed, this has more."
                 )
-            count(len(piece))
+            holding.add(len(piece))
             yield piece
             await asyncio.sleep(0)
-        count(-len(received))
+        holding.drop(len(received))
     if not inflater.eof:
         raise InvalidInference("The compressed body is cut off.")

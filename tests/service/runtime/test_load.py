@@ -3,31 +3,117 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
 
 from service.errors import Overloaded
-from service.runtime.load import HeldBytes, LoopLag
+from service.runtime.load import HeldBytes, Holding, LoopLag, Memory
+
+MIB = 2**20
+
+
+def come(held: HeldBytes, num_bytes: int) -> Holding:
+    """A request whose whole body has come."""
+    holding = held.hold()
+    holding.add(num_bytes)
+    holding.complete()
+    return holding
 
 
 def test_what_is_held_is_limited_and_given_back() -> None:
     held = HeldBytes(100)
-    first, second = held.hold(), held.hold()
-    first.add(40)
+    first, second = held.hold(), come(held, 40)
     first.add(20)
-    second.add(40)
+    first.add(20)
+    first.complete()
     with pytest.raises(Overloaded):
-        second.add(1)
+        held.hold(30)
+    third = held.hold(20)
     with pytest.raises(Overloaded):
-        held.check_room(1)
+        third.add(21)
     first.release()
     first.release()
-    assert held.num_bytes == 40
-    held.check_room(60)
-    second.add(60)
+    assert held.num_bytes == 60
+    held.hold(40)
     second.release()
+    third.release()
+    assert held.num_bytes == 40
+
+
+def test_what_is_declared_counts_once() -> None:
+    held = HeldBytes(100)
+    holding = held.hold(60)
+    assert held.num_bytes == 60
+    holding.add(50)
+    assert held.num_bytes == 60
+    holding.add(20)  # more than declared
+    assert held.num_bytes == 70
+    holding.drop(30)
+    assert held.num_bytes == 40
+    assert held.hold(101).num_bytes == 0  # the route says how long a body may be
+
+
+def test_the_largest_that_is_still_coming_gives_way() -> None:
+    held = HeldBytes(100)
+    done, small, large, larger = come(held, 25), held.hold(10), held.hold(30), held.hold(35)
+    stopped: list[str] = []
+    large.stop, larger.stop = lambda: stopped.append("large"), lambda: stopped.append("larger")
+    newest = held.hold(20)
+    assert stopped == ["larger"]
+    assert held.num_bytes == 85
+    newest.add(25)
+    assert stopped == ["larger"]
+    small.add(25)
+    assert stopped == ["larger", "large"]
+    for gone in (large, larger):
+        with pytest.raises(Overloaded):
+            gone.add(1)
+        with pytest.raises(Overloaded):
+            gone.complete()
+    with pytest.raises(Overloaded):
+        newest.add(40)  # only smaller ones are left, and what has come
+    done.release()
+    small.release()
+    newest.release()
+    large.release()
     assert held.num_bytes == 0
+
+
+def test_large_bodies_leave_small_ones_some_room() -> None:
+    held = HeldBytes(80 * MIB)
+    come(held, 60 * MIB)
+    with pytest.raises(Overloaded):
+        held.hold(11 * MIB)
+    come(held, 10 * MIB)
+    assert [come(held, MIB).num_bytes for _ in range(10)] == [MIB] * 10
+    with pytest.raises(Overloaded):
+        come(held, 1)
+
+
+def test_memory_is_given_in_turn() -> None:
+    memory = Memory(100)
+    order: list[int] = []
+    waiting = [threading.Event() for _ in range(3)]
+
+    def take(number: int, num_bytes: int) -> None:
+        waiting[number].set()
+        with memory.reserved(num_bytes):
+            order.append(number)
+
+    with memory.reserved(60):
+        threads = []
+        for number, num_bytes in enumerate((50, 90, 10)):
+            threads.append(threading.Thread(target=take, args=(number, num_bytes)))
+            threads[-1].start()
+            assert waiting[number].wait(60)
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert sorted(order) == [0, 1, 2]
+    with memory.reserved(100):
+        pass
 
 
 def test_a_loop_that_is_kept_busy_is_late() -> None:
