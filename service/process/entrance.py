@@ -14,6 +14,8 @@ import logging
 import socket
 from collections.abc import Callable
 
+from service.process.descriptors import EXHAUSTED
+
 logger = logging.getLogger("residuum")
 
 PATIENCE_S = 0.002  # a process with fewer connections takes a new one at once, unless it is busy
@@ -97,7 +99,8 @@ class Entrance:
         except (BlockingIOError, ConnectionAbortedError):  # another process took it, or its client left
             return
         except OSError as error:
-            logger.error("Cannot accept a connection: %s", error)
+            if error.errno not in EXHAUSTED:  # of which descriptors.py tells
+                logger.error("Cannot accept a connection: %s", error)
             self._pause(ACCEPT_AGAIN_S)
             return
         loop = asyncio.get_running_loop()

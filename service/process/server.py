@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from service.http.app import LAST_BATCH_S
 from service.http.middleware.gate import Accepted
 from service.http.protocol import protocol_for
+from service.process.descriptors import DescriptorWatch
 from service.process.listening import refuse_new_connections
 from service.runtime.lifecycle import Serving
 from service.runtime.model import LoadedGraph
@@ -67,6 +68,11 @@ class Server(uvicorn.Server):
         self._drain_timeout = settings.drain_timeout
         self._listener = listener
         self._told_at: float | None = None
+        self._descriptors = DescriptorWatch()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._descriptors.look()  # ten times a second, for 5 µs each
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._told_at is not None:  # the second signal
