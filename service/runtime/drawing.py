@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event, Lock
 
 from introspection.steps import Steps
@@ -23,36 +25,45 @@ class DrawingPool:
         self._num_threads = num_threads
         self._most = num_threads + capacity
         self._lock = Lock()  # guards the next two, which the threads change
-        self._pending = 0  # drawings that wait for a thread or have one
+        self._places = 0  # that are taken, by requests and by drawings whose request has left
         self._drawing_s = 0.5
 
-    def check_room(self) -> None:
-        """Raise Overloaded if `draw` would; this reserves no place."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Keep a place for a drawing until the end of `with`, from before its image is decoded.
+
+        Raises:
+            Overloaded: all places are taken.
+        """
         with self._lock:
-            if self._pending >= self._most:
-                wait_s = self._pending * self._drawing_s / self._num_threads
+            if self._places >= self._most:
+                wait_s = self._places * self._drawing_s / self._num_threads
                 raise Overloaded("As many pictures are waiting as the server takes.", wait_s)
+            self._places += 1
+        try:
+            yield
+        finally:
+            self._give_back()
 
     async def draw(self, steps: Steps[bytes], deadline: float) -> bytes:
-        """Run the steps of a drawing, and return what they return.
+        """Run the steps of a drawing that has a place, and return what they return.
 
         Args:
             deadline: a time of `time.monotonic()`.
 
         Raises:
-            Overloaded: `capacity` drawings wait already.
             TimeoutError: the deadline has passed.
         """
         gone = Event()
-        self.check_room()
-        with self._lock:
-            self._pending += 1
         future = self._threads.submit(self._draw, steps, gone, deadline)
-        future.add_done_callback(self._ended)  # also if it is cancelled while it waits
         try:
             return await asyncio.wrap_future(future)
         finally:
             gone.set()
+            if not future.done():  # it has a place of its own until its next step
+                with self._lock:
+                    self._places += 1
+                future.add_done_callback(lambda _: self._give_back())
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -71,6 +82,6 @@ class DrawingPool:
                 drawn: bytes = end.value
                 return drawn
 
-    def _ended(self, _: Future[bytes]) -> None:
+    def _give_back(self) -> None:
         with self._lock:
-            self._pending -= 1
+            self._places -= 1

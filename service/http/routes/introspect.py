@@ -108,9 +108,16 @@ class _Introspected:
 async def _introspect(
     request: Request, model: LoadedModel, data: bytes, question: Question, form: Form, deadline: float
 ) -> _Introspected:
+    if not form.with_pictures:
+        return await _answer(request, model, data, question, form, deadline)
+    with serving_of(request).drawings.place():
+        return await _answer(request, model, data, question, form, deadline)
+
+
+async def _answer(
+    request: Request, model: LoadedModel, data: bytes, question: Question, form: Form, deadline: float
+) -> _Introspected:
     started, serving = time.monotonic(), serving_of(request)
-    if form.with_pictures:
-        serving.drawings.check_room()
     if num_rows := num_lesion_rows(question):
         serving.execution.check_time(model, "introspect", num_rows, deadline)
     graph = graph_of(model, graph_kind(model.manifest, question))

@@ -52,19 +52,24 @@ async def until(happened: Callable[[], bool]) -> None:
 
 def has_room(pool: DrawingPool) -> bool:
     try:
-        pool.check_room()
+        with pool.place():
+            return True
     except Overloaded:
         return False
-    return True
+
+
+async def draw(pool: DrawingPool, easel: Easel, deadline: float = math.inf) -> bytes:
+    with pool.place():
+        return await pool.draw(easel.draw(), deadline)
 
 
 def test_few_may_wait(pool: DrawingPool) -> None:
     async def fill() -> None:
         first, second = Easel(), Easel()
-        tasks = [asyncio.create_task(pool.draw(easel.draw(), math.inf)) for easel in (first, second)]
+        tasks = [asyncio.create_task(draw(pool, easel)) for easel in (first, second)]
         await until(first.started.is_set)
         with pytest.raises(Overloaded) as refused:
-            await pool.draw(Easel().draw(), math.inf)
+            await draw(pool, Easel())
         assert refused.value.retry_after_s > 0
         assert not second.started.is_set()
         first.let_go.set()
@@ -78,7 +83,7 @@ def test_few_may_wait(pool: DrawingPool) -> None:
 def test_what_nobody_waits_for_ends_and_frees_its_place(pool: DrawingPool) -> None:
     async def leave() -> None:
         running, waiting = Easel(), Easel()
-        tasks = [asyncio.create_task(pool.draw(easel.draw(), math.inf)) for easel in (running, waiting)]
+        tasks = [asyncio.create_task(draw(pool, easel)) for easel in (running, waiting)]
         await until(running.started.is_set)
         assert not has_room(pool)
         for task in tasks:
@@ -89,7 +94,7 @@ def test_what_nobody_waits_for_ends_and_frees_its_place(pool: DrawingPool) -> No
         last = Easel()
         last.let_go.set()
         await until(lambda: has_room(pool))
-        assert await pool.draw(last.draw(), math.inf) == b"drawn"
+        assert await draw(pool, last) == b"drawn"
         assert not waiting.started.is_set()
 
     asyncio.run(leave())
@@ -98,8 +103,8 @@ def test_what_nobody_waits_for_ends_and_frees_its_place(pool: DrawingPool) -> No
 def test_a_deadline_ends_a_drawing(pool: DrawingPool) -> None:
     easel = Easel()
     with pytest.raises(TimeoutError):
-        asyncio.run(pool.draw(easel.draw(), time.monotonic() - 1))
+        asyncio.run(draw(pool, easel, time.monotonic() - 1))
     assert not easel.started.is_set()
     with pytest.raises(TimeoutError):
-        asyncio.run(pool.draw(easel.draw(), time.monotonic() + 0.2))
+        asyncio.run(draw(pool, easel, time.monotonic() + 0.2))
     assert easel.ended_by is not None

@@ -360,11 +360,15 @@ def test_while_pictures_are_drawn_numbers_are_answered(artifact: Path) -> None:
         assert let_go.wait(60)
         return b""
 
+    async def drawn(pool: DrawingPool) -> bytes:
+        with pool.place():
+            return await pool.draw(draw(), math.inf)
+
     async def test() -> None:
         async with running(artifact) as server:
             server.serving.drawings.close()
             server.serving.drawings = DrawingPool(1, 0)
-            other = asyncio.create_task(server.serving.drawings.draw(draw(), math.inf))
+            other = asyncio.create_task(drawn(server.serving.drawings))
             await server.until(started.is_set)
             statuses = {}
             for accept in (PNG, ZIP, JSON, NPZ):
