@@ -144,6 +144,13 @@ class Settings(EngineSettings):
         json_schema_extra=ENGINES,
         description="seconds after which a batch that still runs counts as hung",
     )
+    load_timeout: float = Field(
+        600,
+        gt=0,
+        le=86_400,
+        json_schema_extra=ENGINES,
+        description="seconds after which the loading of a model is given up",
+    )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         json_schema_extra=ACCESS,

@@ -125,7 +125,10 @@ class ModelDetail(ModelSummary):
 
 
 class Status(BaseModel):
+    """`missing` names the models that other workers serve and this one could not load again."""
+
     status: str
+    missing: list[str] = []
 
 
 class ProblemDocument(BaseModel):

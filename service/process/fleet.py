@@ -6,17 +6,16 @@ messages.py lists the messages. This module knows nothing of HTTP servers and pr
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
 from artifact.errors import ResiduumError
 from service.errors import LoadRefused, NotReady
-from service.process.messages import ALIVE_S, line
-from service.runtime.changes import Action, Apply
+from service.process.messages import ALIVE_S, MAX_WHY, BadMessage, frame, receive
+from service.runtime.changes import Make
+from service.runtime.wanted import Change, Wanted
 
 logger = logging.getLogger("residuum")
 
@@ -26,12 +25,12 @@ class Fleet:
 
     Args:
         connection: the socket to the supervisor.
-        changes: (action, name) of the changes that were made before this worker was started.
+        wanted: see `service.runtime.changes.Fleet`.
     """
 
-    def __init__(self, connection: socket.socket, changes: Sequence[tuple[Action, str]]) -> None:
+    def __init__(self, connection: socket.socket, wanted: Wanted | None) -> None:
         self._connection = connection
-        self._before = changes
+        self._wanted = wanted
         self._to_make: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._submitted: dict[int, asyncio.Future[None]] = {}
         self._num_submitted = 0
@@ -55,9 +54,13 @@ class Fleet:
 
     def say(self, kind: str, **members: Any) -> None:
         if not self._writer.is_closing():  # it is closing when the supervisor is dead
-            self._writer.write(line(kind, **members))
+            self._writer.write(frame(kind, **members))
 
-    async def submit(self, action: Action, name: str) -> None:
+    @property
+    def wanted(self) -> Wanted | None:
+        return self._wanted
+
+    async def submit(self, change: Change) -> None:
         """Have every worker make a change: this one first and, if it succeeds, all others.
 
         Raises:
@@ -68,23 +71,20 @@ class Fleet:
         self._num_submitted += 1
         number = self._num_submitted
         made = self._submitted[number] = asyncio.get_running_loop().create_future()
-        self.say("submit", id=number, action=action, name=name)
+        self.say("submit", id=number, **change.members())
         try:
             await made
         finally:
             del self._submitted[number]
 
-    async def catch_up(self, apply: Apply) -> None:
-        """Make the changes that were made before this worker was started; raise as `apply`."""
-        for action, name in self._before:
-            await apply(action, name)
+    def found(self, change: Change) -> None:
+        self.say("found", **change.members())
 
-    async def follow(self, apply: Apply) -> None:
+    async def follow(self, make: Make) -> None:
         """Make every change that any worker submits, one after the other, until cancelled."""
         try:
             while True:
-                change = await self._to_make.get()
-                self.say("changed", id=change["id"], why=await self._make(apply, change))
+                await self._make(make, await self._to_make.get())
         finally:
             for number in self._submitted:
                 self._settle(number, NotReady("The server is shutting down."))
@@ -99,17 +99,19 @@ class Fleet:
         await self._may_end.wait()
         return self._alone
 
-    async def _make(self, apply: Apply, change: dict[str, Any]) -> str | None:
-        """Make a change; return why it failed, or None for success."""
+    async def _make(self, make: Make, message: dict[str, Any]) -> None:
+        """Make a change, and report what was made or why it failed."""
+        change = Change.from_members(message)
+        why = None
         try:
-            await apply(change["action"], change["name"])
+            change = await make(change)
         except Exception as error:  # whatever it is, the next change must be made
-            if change["asked"] is not None:
-                self._settle(change["asked"], error)
+            if message["asked"] is not None:
+                self._settle(message["asked"], error)
             else:
-                logger.exception("%s %s failed", change["action"], change["name"])
-            return error.detail if isinstance(error, ResiduumError) else repr(error)
-        return None
+                logger.exception("%s: failed", change)
+            why = (error.detail if isinstance(error, ResiduumError) else repr(error))[:MAX_WHY]
+        self.say("changed", id=message["id"], why=why, **change.members())
 
     def _settle(self, number: int, error: Exception | None) -> None:
         """Let `submit` return or raise, unless it has already, or its caller has left."""
@@ -123,17 +125,19 @@ class Fleet:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            while (text := await reader.readline()).endswith(b"\n"):
-                message = json.loads(text)
-                if message["kind"] == "change":
-                    self._to_make.put_nowait(message)
-                elif message["kind"] == "answer":
-                    self._settle(message["id"], LoadRefused(message["why"]) if message["why"] else None)
-                elif message["kind"] == "close":
-                    self._alone = message["alone"]
-                    self._may_end.set()
-        except ConnectionError:
-            pass
+            while (message := await receive(reader)) is not None:
+                match message["kind"]:
+                    case "change":
+                        self._to_make.put_nowait(message)
+                    case "answer":
+                        why = message["why"]
+                        self._settle(message["id"], LoadRefused(why) if why else None)
+                    case "close":
+                        self._alone = message["alone"]
+                        self._may_end.set()
+        except (BadMessage, LookupError, TypeError) as error:
+            logger.error("A message of the supervisor is bad: %r", error)
+            self._writer.close()  # the supervisor replaces this worker
         self._may_end.set()  # the supervisor is dead
 
     async def _stay_alive(self) -> None:

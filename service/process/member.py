@@ -10,9 +10,14 @@ from enum import Enum
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from service.process.messages import line
+from service.process.messages import frame
+from service.runtime.wanted import Change
 
 STABLE_S = 60.0  # the death of a worker that was ready for longer is not blamed on its start
+
+
+class CannotChange(Exception):
+    """A worker cannot make a change; the message says why."""
 
 
 class Life(Enum):
@@ -35,8 +40,10 @@ class Member:
         self.failure: Exception | None = None
         self._ready_at: float | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self.was_heard = False  # since the supervisor has looked
         self._unsent = b""
-        self._changes: dict[int, asyncio.Future[str | None]] = {}
+        self._changes: dict[int, asyncio.Future[Change]] = {}
+        self._num_changes = 0
 
     def __str__(self) -> str:
         return f"Worker {self.number} (pid {self.process.pid})"
@@ -63,29 +70,37 @@ class Member:
 
     def say(self, kind: str, **members: Any) -> None:
         if self._writer is None:
-            self._unsent += line(kind, **members)
+            self._unsent += frame(kind, **members)
         else:
-            self._writer.write(line(kind, **members))
+            self._writer.write(frame(kind, **members))
 
     def mark_ready(self, models: str) -> None:
         self.life, self.models, self._ready_at = Life.READY, models, time.monotonic()
 
-    async def make(self, action: str, name: str, asked: int | None) -> str | None:
-        """Have the worker make a change; return why it cannot, or None for success.
+    async def make(self, change: Change, asked: int | None) -> Change:
+        """Have the worker make a change; return the change that was made.
+
+        Args:
+            asked: the id with which the worker has submitted the change; None: another worker has.
 
         Raises:
+            CannotChange: the worker cannot.
             ConnectionError: the worker has ended.
         """
         if self.life is Life.ENDED:
             raise ConnectionError(f"{self} has ended")
-        number = max(self._changes, default=0) + 1
-        made: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._changes[number] = made
-        self.say("change", id=number, action=action, name=name, asked=asked)
+        self._num_changes += 1
+        made: asyncio.Future[Change] = asyncio.get_running_loop().create_future()
+        self._changes[self._num_changes] = made
+        self.say("change", id=self._num_changes, asked=asked, **change.members())
         return await made
 
-    def mark_made(self, number: int, why: str | None) -> None:
-        self._changes.pop(number).set_result(why)
+    def mark_made(self, number: int, change: Change, why: str | None) -> None:
+        made = self._changes.pop(number)
+        if why is None:
+            made.set_result(change)
+        else:
+            made.set_exception(CannotChange(why))
 
     def mark_ended(self) -> None:
         self.life = Life.ENDED

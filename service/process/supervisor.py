@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import json
 import logging
 import multiprocessing
 import os
@@ -26,15 +25,16 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from engines.settings import SettingsError
+from service.process.agreement import Agreement
 from service.process.entrance import CLOSED, Counts
 from service.process.listening import url_of
 from service.process.member import Life, Member
-from service.process.messages import ALIVE_S
+from service.process.messages import ALIVE_S, BadMessage, receive
 from service.process.server import SHORTEST_END_S, until
 from service.process.worker import Place, work
-from service.runtime.changes import Action
 from service.runtime.monitor import RETRY_S
 from service.runtime.opening import LoadError
+from service.runtime.wanted import Change
 from service.settings import Settings
 
 logger = logging.getLogger("residuum")
@@ -45,6 +45,7 @@ START_S = 120.0  # until a new process sends a message: it imports everything, p
 # Pauses before a worker starts again, by how often it has died soon after its start; the last one repeats.
 PAUSES_S = (0.0, *RETRY_S[1:])
 LEAST_HANG_S = 5.0  # --hang-timeout is meant for batches, and may be shorter than a busy machine needs
+MAX_SHOWN = 200  # characters of a bad message
 END_S = 10.0  # until a process that has closed its connection ends by itself
 
 ERRORS: dict[str, type[Exception]] = {"LoadError": LoadError, "SettingsError": SettingsError}
@@ -87,10 +88,8 @@ class Supervisor:
         self._directory = directory
         self._phase = Phase.LOADING
         self._members: set[Member] = set()  # the processes that have not ended
-        self._changes: dict[str, Action] = {}  # name -> last action: the changes that a new worker must make
-        self._changing = asyncio.Lock()
+        self._agreement = Agreement(self._members)
         self._counts: Counts = SPAWN.RawArray(ctypes.c_int, [CLOSED] * settings.workers)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Run until a signal, or until the first worker cannot load; then `failure` says why."""
@@ -140,8 +139,7 @@ class Supervisor:
         return member
 
     def _start(self, number: int, connection: socket.socket) -> SpawnProcess:
-        changes = [(action, name) for name, action in self._changes.items()]
-        place = Place(number - 1, self._counts, connection, changes, self._any_ready())
+        place = Place(number - 1, self._counts, connection, self._agreement.wanted, self._any_ready())
         process = SPAWN.Process(
             target=work,
             args=(self._settings, self._listener, place),
@@ -156,31 +154,38 @@ class Supervisor:
         return process
 
     async def _watch(self, member: Member, connection: socket.socket) -> None:
-        """Read a worker's messages until it has ended; kill it when it is silent for too long.
+        """Listen to a worker until it has ended; kill it when it is silent for too long, or not understood.
 
-        Seconds of waiting are counted rather than read from a clock: when the whole machine or container was
-        paused, no worker has hung.
+        Looks are counted rather than time read from a clock: when the whole machine or container was paused,
+        no worker has hung.
         """
-        reader = await member.connect(connection)
+        listening = asyncio.create_task(self._listen(member, await member.connect(connection)))
         silent_s, limit_s = 0.0, START_S
-        while silent_s < limit_s:
-            try:
-                text = await asyncio.wait_for(reader.readline(), ALIVE_S)
-            except TimeoutError:
-                silent_s += ALIVE_S
-                continue
-            except ConnectionError:
-                break
-            if not text.endswith(b"\n"):  # it has ended, perhaps in the middle of a message
-                break
-            silent_s, limit_s = 0.0, max(self._settings.hang_timeout, LEAST_HANG_S)
-            self._on_message(member, json.loads(text))
-        else:
+        while silent_s < limit_s and not listening.done():
+            await asyncio.wait({listening}, timeout=ALIVE_S)
+            silent_s += ALIVE_S
+            if member.was_heard:
+                member.was_heard = False
+                silent_s, limit_s = 0.0, max(self._settings.hang_timeout, LEAST_HANG_S)
+        if not listening.done():
             logger.error("%s hangs and is killed", member)
+            listening.cancel()
+            member.process.kill()
+        elif (error := listening.exception()) is not None:
+            logger.error("%s is killed, because a message of it is bad: %s", member, error)
             member.process.kill()
         await asyncio.to_thread(member.process.join, END_S)
         member.process.kill()
         await asyncio.to_thread(member.process.join)
+
+    async def _listen(self, member: Member, reader: asyncio.StreamReader) -> None:
+        """Read a worker's messages until it has closed the connection; raise BadMessage."""
+        while (message := await receive(reader)) is not None:
+            member.was_heard = True
+            try:
+                self._on_message(member, message)
+            except Exception as error:  # no message may end the supervisor
+                raise BadMessage(f"{message.get('kind', '')!r}: {error!r}"[:MAX_SHOWN]) from error
 
     def _remove(self, member: Member) -> None:
         """Forget a worker whose process has ended; end the server if none was ready yet."""
@@ -194,21 +199,26 @@ class Supervisor:
         self._let_end()
 
     def _on_message(self, member: Member, message: dict[str, Any]) -> None:
-        match message.pop("kind"):
+        match message["kind"]:
+            case "alive":
+                pass
             case "ready":
                 member.mark_ready(message["models"])
+                self._agreement.take_over(member, [Change.from_members(each) for each in message["loaded"]])
                 self._announce(member)
             case "failed":
                 member.failure = ERRORS[message["error"]](message["why"])
+            case "found":
+                self._agreement.note(member, Change.from_members(message))
             case "submit":
-                task = asyncio.create_task(self._change(member, **message))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._agreement.submit(member, message["id"], Change.from_members(message))
             case "changed":
-                member.mark_made(message["id"], message["why"])
+                member.mark_made(message["id"], Change.from_members(message), message["why"])
             case "idle":
                 member.life = Life.IDLE
                 self._let_end()
+            case kind:
+                raise ValueError(f"a kind {kind!r} that is not known")
 
     def _announce(self, member: Member) -> None:
         if self._stopping:
@@ -248,26 +258,3 @@ class Supervisor:
     def _kill(self) -> None:
         for member in self._members:
             member.process.kill()
-
-    # --- change models
-
-    async def _change(self, taker: Member, *, id: int, action: Action, name: str) -> None:
-        """Have a change made by the worker that a client asked for it, then by all others."""
-        async with self._changing:
-            try:
-                if await taker.make(action, name, id) is not None:
-                    return  # the worker has told its client
-            except ConnectionError:
-                return
-            self._changes.pop(name, None)  # a new worker makes the changes in the order of the last ones
-            self._changes[name] = action
-            others = [member for member in self._members if member is not taker]
-            made = await asyncio.gather(
-                *(member.make(action, name, None) for member in others), return_exceptions=True
-            )
-            problem = None
-            for member, why in zip(others, made, strict=True):
-                if isinstance(why, str):  # not for a worker that has ended: its successor makes the change
-                    problem = problem or f"{member} could not do it, and is replaced: {why}"
-                    member.process.terminate()
-            taker.say("answer", id=id, why=problem)

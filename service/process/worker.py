@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -22,11 +21,11 @@ from service.http.app import create_app
 from service.process import interpreter
 from service.process.entrance import Counts, Entrance
 from service.process.fleet import Fleet
-from service.process.messages import line
+from service.process.messages import MAX_WHY, frame
 from service.process.server import SHORTEST_END_S, Server, describe_models, until
 from service.runtime import allocator
-from service.runtime.changes import Action
 from service.runtime.lifecycle import Serving
+from service.runtime.wanted import Change, Wanted
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import count_as
@@ -40,7 +39,7 @@ class Place:
 
     Args:
         number, counts: see Entrance.
-        connection, changes: see Fleet.
+        connection, wanted: see Fleet.
         others_serve: whether another worker is ready. This one then listens only when it is ready too; else
             it listens at once, to answer that it is not ready.
     """
@@ -48,7 +47,7 @@ class Place:
     number: int
     counts: Counts
     connection: socket.socket
-    changes: Sequence[tuple[Action, str]]
+    wanted: Wanted | None
     others_serve: bool
 
 
@@ -58,21 +57,23 @@ def work(settings: Settings, listener: socket.socket, place: Place) -> None:
     allocator.give_back()
     interpreter.share_lock()
     Thread(target=_end_with_the_supervisor, args=(settings.drain_timeout,), daemon=True).start()
-    fleet = Fleet(place.connection, place.changes)
+    fleet = Fleet(place.connection, place.wanted)
     count_as(place.number + 1)
 
     def when_loaded(serving: Serving) -> None:
         if serving.failure:
-            fleet.say("failed", error="LoadError", why=str(serving.failure))
+            fleet.say("failed", error="LoadError", why=str(serving.failure)[:MAX_WHY])
             server.should_exit = True
-        elif serving.state == "ready":
+        elif not serving.is_draining:  # healthy or not: what it lacks, its successor would lack too
             interpreter.collect_rarely()
-            fleet.say("ready", models=describe_models(serving))
+            loaded = [Change(each.name, each.directory, each.fingerprint) for each in serving.models]
+            changes = [change.members() for change in loaded]
+            fleet.say("ready", models=describe_models(serving)[:MAX_WHY], loaded=changes)
 
     try:
         app = create_app(settings, Serving(settings, when_loaded, fleet))
     except SettingsError as error:
-        place.connection.sendall(line("failed", error="SettingsError", why=str(error)))
+        place.connection.sendall(frame("failed", error="SettingsError", why=str(error)[:MAX_WHY]))
         return
     server = WorkerServer(app, settings, listener, fleet, place)
     server.run([listener])

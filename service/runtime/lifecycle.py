@@ -9,7 +9,7 @@ that checks the engines. A route about images goes:
         work = serving.execution.run_images(model, kind, images, deadline)
         ran = await while_client_waits(request, deadline, work)
 
-    loading -> ready -> draining       and, while ready, `unhealthy`: a graph is broken, or no model is loaded
+    loading -> ready -> draining       and, while ready, `unhealthy`: a graph is broken, or no default model
     loading -> failed -> draining
     loading -> draining
 """
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from threading import Event
 from typing import Any
 
 from artifact.errors import ResiduumError
@@ -31,6 +30,7 @@ from service.runtime.decoding import DecodePool
 from service.runtime.drawing import DrawingPool
 from service.runtime.execution import Execution
 from service.runtime.load import HeldBytes, LoopLag
+from service.runtime.load_threads import LoadThreads
 from service.runtime.monitor import Monitor
 from service.runtime.opening import LoadError
 from service.runtime.repository import Repository
@@ -77,8 +77,7 @@ class Serving:
         )
         self.drawings = DrawingPool()
         self.cache = AnswerCache(settings.cache_bytes, self.metrics)
-        self._stop = Event()
-        self.models = Repository(settings, self.metrics, self._stop)
+        self.models = Repository(settings, self.metrics)
         self._monitor = Monitor(
             self.models,
             self.metrics,
@@ -91,15 +90,17 @@ class Serving:
         self.execution = Execution(
             self.models, self.decoders, self._monitor.suspect, self._lag, settings.timeout_ms
         )
-        self.changes = Changes(self.models, settings.artifacts, fleet, self._tell_state)
+        self._load_threads = LoadThreads(settings.load_timeout)
+        watched = settings.artifacts if settings.watch else None
+        self.changes = Changes(self.models, self._load_threads, watched, fleet, self._tell_state)
         self._when_loaded = when_loaded
         self._tasks: list[asyncio.Task[None]] = []
         self._entered = State.LOADING
 
     @property
     def state(self) -> State:
-        """The state entered last; UNHEALTHY instead of READY if a graph is broken or no model is loaded."""
-        if self._entered is State.READY and (self.broken or not any(self.models)):
+        """The state entered last; UNHEALTHY instead of READY if a graph is broken or no default is loaded."""
+        if self._entered is State.READY and (self.broken or self.models.default is None):
             return State.UNHEALTHY
         return self._entered
 
@@ -116,10 +117,10 @@ class Serving:
     async def load(self) -> None:
         """Load the models and start what runs beside the requests; requests are refused until then."""
         try:
-            await asyncio.to_thread(self.models.load_configured)
-            await self._start()
+            await self.changes.load_at_start()
+            self._start()
         except Exception as error:  # an unforeseen error must not leave the server loading for ever
-            if self._stop.is_set():
+            if self._load_threads.stopped:
                 return
             if not isinstance(error, ResiduumError):
                 logger.exception("Loading failed")
@@ -132,7 +133,7 @@ class Serving:
     def drain(self) -> None:
         """Load no further and say that the server is not ready; accepted requests go on."""
         self._enter(State.DRAINING)
-        self._stop.set()
+        self._load_threads.stop()
         for task in self._tasks:
             task.cancel()
 
@@ -140,15 +141,14 @@ class Serving:
         """End all threads, when no request is left."""
         self.decoders.close()
         self.drawings.close()
+        self._load_threads.close(timeout_s)
         self.models.close(timeout_s)
 
-    async def _start(self) -> None:
+    def _start(self) -> None:
         self._keep_running(self._monitor.run())
         self._keep_running(self._lag.run())
-        if self.settings.watch:
-            await self.changes.load_all_found()
-            self._keep_running(self.changes.watch())
-        await self.changes.catch_up()
+        self._keep_running(self.changes.watch())
+        self._keep_running(self.changes.load_lacking())
         self._keep_running(self.changes.follow())
 
     def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:

@@ -22,26 +22,29 @@ from service.runtime import allocator
 from service.runtime.loading import load_model
 from service.runtime.model import Devices, LoadedGraph, LoadedModel
 from service.runtime.opening import LoadError
+from service.runtime.wanted import Change
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 logger = logging.getLogger("residuum")
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # never a path
+NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
+)  # never a path, and no longer than a file's name may be
 SERVED_ON = "What was loaded before is served on."
 
 
 class Repository:
     """The loaded models by name; the first one is the default. It is empty until `load_configured`.
 
-    Args:
-        stop: set when loading should end early.
+    A worker may lack a model that it should have: it has its place in the order, but no request gets it.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None, stop: Event | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.missing: dict[str, str] = {}  # name -> why, of the models that are lacking
         self._settings = settings
         self._metrics = metrics or Metrics()
-        self._stop = stop
+        self._order: list[str] = []  # of the models, loaded or missing
         self._devices = Devices(settings)
         self._models: dict[str, LoadedModel] = {}
         self._directories: dict[str, Path] = {}  # of every model that was ever loaded
@@ -49,8 +52,13 @@ class Repository:
         self._closing: list[Thread] = []
         self._why_not_ready: str | None = "loading its models"
 
-    def load_configured(self) -> None:
-        """Load every model of `settings.model`.
+    @property
+    def num_configured(self) -> int:
+        """The number of models that `load_configured` loads."""
+        return len(self._settings.model)
+
+    def load_configured(self, stop: Event | None = None) -> None:
+        """Load every model of `settings.model`; end early once `stop` is set.
 
         Raises:
             LoadError: a model cannot be served, loading was stopped, or there is no directory to watch; the
@@ -62,7 +70,7 @@ class Repository:
                     f"--watch: there is no directory {self._settings.artifacts}; --artifacts says which"
                 )
             for name in self._settings.model:
-                model = self._load(find_artifact(name, self._settings.artifacts))
+                model = self._load(find_artifact(name, self._settings.artifacts), stop)
                 if model.name in self._models:
                     model.close()
                     raise LoadError(f"--model {name}: a model named {model.name!r} is loaded already")
@@ -71,12 +79,37 @@ class Repository:
             self._why_not_ready = f"failed: {str(error) or repr(error)}"
             self.close()
             raise
+        self.open()
+
+    def expect(self, change: Change) -> None:
+        """Keep a place for a model that this worker should have, until `put`."""
+        assert change.directory is not None
+        self._order.append(change.name)
+        self._directories[change.name] = change.directory
+        self.missing[change.name] = ""
+
+    def miss(self, name: str, why: str) -> None:
+        """Note why a model that was expected cannot be loaded."""
+        self.missing[name] = why
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can have what is loaded."""
+        return not self._why_not_ready
+
+    def open(self) -> None:
+        """Let requests have what is loaded."""
         self._why_not_ready = None
 
     def __iter__(self) -> Iterator[LoadedModel]:
-        """Iterate over the loaded models; raise NotReady before they are loaded."""
+        """Iterate over the loaded models, in their order; raise NotReady before they are loaded."""
         self._check_ready()
-        return iter(tuple(self._models.values()))
+        return iter([self._models[name] for name in self._order if name in self._models])
+
+    @property
+    def default(self) -> LoadedModel | None:
+        """The model for requests that name none; None if it is missing or all are unloaded."""
+        return self._models.get(self._order[0]) if self._order else None
 
     def graphs(self) -> list[tuple[LoadedModel, LoadedGraph]]:
         """Return every graph that is loaded now, with its model."""
@@ -91,18 +124,25 @@ class Repository:
 
         Raises:
             UnknownModel: no loaded model has that name.
-            NotReady: models are being loaded or could not be, or there is no default one: all are unloaded.
+            NotReady: models are being loaded or could not be, this one is missing, or all are unloaded.
         """
         self._check_ready()
         if name is None:
-            for model in self._models.values():
-                return model
-            raise NotReady("No model is loaded.")
+            if not self._order:
+                raise NotReady("No model is loaded.")
+            name = self._order[0]
         try:
             return self._models[name]
         except KeyError:
+            self.check_known(name)
+        raise NotReady(f"The model {name!r} could not be loaded again. Its reason is in the log.")
+
+    def check_known(self, name: str) -> None:
+        """Raise UnknownModel unless a model of that name is loaded or missing; NotReady as `get`."""
+        self._check_ready()
+        if name not in self._order:
             loaded = ", ".join(self._models) or "none"
-            raise UnknownModel(f"There is no model named {name!r}.", f"Loaded: {loaded}.") from None
+            raise UnknownModel(f"There is no model named {shown(name)}.", f"Loaded: {loaded}.")
 
     @contextmanager
     def lease(self, name: str | None) -> Iterator[LoadedModel]:
@@ -129,10 +169,10 @@ class Repository:
                 return known[name]
             if name == EMBEDDED or is_artifact(self._settings.artifacts / name):
                 return find_artifact(name, self._settings.artifacts)
-        raise UnknownModel(f"There is no artifact named {name!r}.", "Put it below --artifacts.")
+        raise UnknownModel(f"There is no artifact named {shown(name)}.", "Put it below --artifacts.")
 
-    def load(self, directory: Path) -> LoadedModel:
-        """Load an artifact, which is served after `put`.
+    def load(self, directory: Path, stop: Event | None = None) -> LoadedModel:
+        """Load an artifact, which is served after `put`; end early once `stop` is set.
 
         Raises:
             LoadRefused: the artifact cannot be served; the models that are loaded are served on.
@@ -140,7 +180,7 @@ class Repository:
         if (name := _manifest_name(directory)) is not None:
             self._check_place(name, directory)
         try:
-            return self._load(directory, keep=False)
+            return self._load(directory, stop, keep=False)
         except LoadError as error:
             raise LoadRefused(f"{error}.", SERVED_ON) from error
         except Exception as error:  # an unforeseen error refuses the artifact too
@@ -150,7 +190,7 @@ class Repository:
     def _check_place(self, name: str, directory: Path) -> None:
         """Raise LoadRefused unless a model has one directory, and a directory one model."""
         for loaded, path in dict(self._directories).items():
-            if loaded not in self._models or (loaded == name) == (path == directory):
+            if loaded not in self._order or (loaded == name) == (path == directory):
                 continue
             if path == directory:
                 raise LoadRefused(
@@ -175,6 +215,9 @@ class Repository:
         """Serve the model from now on, in place of the model of its name."""
         replaced = self._models.get(model.name)
         self._models[model.name] = model
+        self.missing.pop(model.name, None)
+        if model.name not in self._order:
+            self._order.append(model.name)
         self._leases[model] = 0
         self._directories[model.name] = model.directory
         self._metrics.unloaded(model.name, all_but=model.graphs)
@@ -190,12 +233,20 @@ class Repository:
         if replaced is not None:
             self._close_unused(replaced)
 
-    def remove(self, name: str) -> None:
-        """Serve the model no more; raise UnknownModel if there is none of that name."""
-        model = self.get(name)
-        del self._models[name]
-        self._metrics.unloaded(name)
-        self._close_unused(model)
+    def fingerprint(self, name: str) -> str | None:
+        """Return which version of a model is loaded."""
+        model = self._models.get(name)
+        return None if model is None else model.fingerprint
+
+    def remove(self, name: str) -> LoadedModel | None:
+        """Serve the model no more; return it, or None if there is none of that name."""
+        if name in self._order:
+            self._order.remove(name)
+        self.missing.pop(name, None)
+        if (model := self._models.pop(name, None)) is not None:
+            self._metrics.unloaded(name)
+            self._close_unused(model)
+        return model
 
     def known(self) -> dict[str, Path]:
         """Return name -> directory of every model that is loaded, was loaded, or lies below --artifacts."""
@@ -217,10 +268,10 @@ class Repository:
         if self._why_not_ready:
             raise NotReady(f"The server is not ready: {self._why_not_ready}.")
 
-    def _load(self, directory: Path, keep: bool = True) -> LoadedModel:
+    def _load(self, directory: Path, stop: Event | None, keep: bool = True) -> LoadedModel:
         try:
             return load_model(
-                directory, self._settings, self._stop, devices=self._devices, metrics=self._metrics, keep=keep
+                directory, self._settings, stop, devices=self._devices, metrics=self._metrics, keep=keep
             )
         finally:
             allocator.trim()  # of the engines that were tried, too
@@ -231,14 +282,20 @@ class Repository:
             return
         del self._leases[model]
         self._closing = [thread for thread in self._closing if thread.is_alive()]
-        self._closing.append(Thread(target=_close, args=(model,), name=f"close-{model.name}", daemon=True))
-        self._closing[-1].start()
+        thread = Thread(target=close_model, args=(model,), name=f"close-{model.name}", daemon=True)
+        self._closing.append(thread)
+        thread.start()
 
 
-def _close(model: LoadedModel) -> None:
+def close_model(model: LoadedModel) -> None:
     """Close the model, and return the memory of its engines to the system."""
     model.close()
     allocator.trim()
+
+
+def shown(name: str) -> str:
+    """Return a name that a client has sent as a message shows it."""
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 
 def _manifest_name(directory: Path) -> str | None:

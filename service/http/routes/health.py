@@ -19,13 +19,19 @@ async def live() -> Status:
     return Status(status="live")
 
 
-@router.get("/ready", summary="Tell whether the server is ready", responses=problem_responses(NotReady))
+@router.get(
+    "/ready",
+    summary="Tell whether the server is ready",
+    response_model_exclude_defaults=True,
+    responses=problem_responses(NotReady),
+)
 @follows(WATCHED)
 async def ready(request: Request) -> Status:
     """Ready: the models are loaded and warmed, their golden checks pass, and the server is not draining."""
     serving = serving_of(request)
     if serving.state != "ready":
         # Name the graphs only: anybody may call this, and a reason, which is in the log, may quote an engine.
-        broken = ": " + ", ".join(serving.broken) if serving.broken else ""
-        raise NotReady(f"The server is {serving.state}{broken}.")
-    return Status(status="ready")
+        problems = [*serving.broken, *(f"{name} is missing" for name in serving.models.missing)]
+        why = ": " + ", ".join(problems) if problems else ""
+        raise NotReady(f"The server is {serving.state}{why}.")
+    return Status(status="ready", missing=[*serving.models.missing])

@@ -58,13 +58,13 @@ async def unload_model(request: Request, name: str) -> ModelList:
 
 
 def _list(models: Repository) -> ModelList:
-    return ModelList(models=[ModelSummary(**_summary(model, models.get(None))) for model in models])
+    return ModelList(models=[ModelSummary(**_summary(model, models.default)) for model in models])
 
 
 def _detail(models: Repository, name: str) -> ModelDetail:
     model = models.get(name)
     return ModelDetail(
-        **_summary(model, models.get(None)),
+        **_summary(model, models.default),
         engine_version=model.engine.version,
         threads=model.engine.threads,
         graphs={kind: _running(graph) for kind, graph in model.graphs.items()},
@@ -93,7 +93,7 @@ def _running(graph: LoadedGraph) -> RunningGraph:
     )
 
 
-def _summary(model: LoadedModel, default: LoadedModel) -> dict[str, Any]:
+def _summary(model: LoadedModel, default: LoadedModel | None) -> dict[str, Any]:
     manifest = model.manifest
     return {
         "name": manifest.name,
