@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 
 from engines.golden import WrongAnswer
+from service.batching.scheduler import Job, Scheduler
 from service.batching.types import BatchFailed, Closed, Paused
 from service.runtime.model import LoadedGraph, LoadedModel
 from service.runtime.repository import Repository
@@ -83,14 +84,26 @@ class Monitor:
                     await asyncio.wait([check])
 
     async def _look_for_hung_batches(self) -> None:
+        """Give up every batch that is seen to run for longer than the hang timeout.
+
+        Looks are counted rather than time read from a clock: when the process was paused, by a signal, with
+        its container or with the whole machine, no batch has hung.
+        """
+        look_s = min(LOOK_S, self._hang_timeout / 4)
+        seen_s: dict[Job, float] = {}
         while True:
-            await asyncio.sleep(min(LOOK_S, self._hang_timeout / 4))
-            for scheduler in self._models.devices.schedulers:
-                for job in scheduler.overdue(self._hang_timeout):
-                    for model, graph in self._models.graphs():
-                        if graph.batcher is job.source:
-                            self._break(model, graph, "a batch hangs")
-                    scheduler.abandon(job)
+            await asyncio.sleep(look_s)
+            running = {job: each for each in self._models.devices.schedulers for job in each.running()}
+            seen_s = {job: seen_s.get(job, 0.0) + look_s for job in running}
+            for job, scheduler in running.items():
+                if seen_s[job] > self._hang_timeout:
+                    self._give_up(job, scheduler)
+
+    def _give_up(self, job: Job, scheduler: Scheduler) -> None:
+        for model, graph in self._models.graphs():
+            if graph.batcher is job.source:
+                self._break(model, graph, "a batch hangs")
+        scheduler.abandon(job)
 
     def _start_check(self, model: LoadedModel, graph: LoadedGraph) -> None:
         if graph not in self._checks and graph.problem is None:

@@ -490,7 +490,7 @@ def test_a_batch_that_is_given_up_fails_and_its_late_answer_is_nobodys(engine: D
         [Runner(engine.run, {1: 1.0})], scheduler, max_wait_ms=0, queue_capacity=8, observer=notes
     )
     hung = hold(engine, batcher)
-    [job] = scheduler.overdue(0)
+    [job] = scheduler.running()
     assert job.source is batcher
     scheduler.abandon(job)
     with pytest.raises(BatchFailed, match="given up"):

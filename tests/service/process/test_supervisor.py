@@ -110,7 +110,7 @@ def artifacts(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def running(**settings: object) -> Iterator[LiveServer]:
     """One that a test may end."""
-    server = LiveServer(**FLAGS, **settings)
+    server = LiveServer(**FLAGS | settings)
     try:
         server.wait_until_ready()
         yield server

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from artifact.preprocess import preprocess
 from engines.engine import EngineError, EngineOptions
 from engines.registry import open_engine
 from service.batching.batcher import Batcher
-from service.batching.scheduler import Job, Scheduler
 from service.batching.types import Paused
 from service.http.app import create_app
 from service.runtime.lifecycle import Serving
@@ -220,14 +218,6 @@ def test_an_engine_that_hangs_is_left_alone_and_replaced(
 def test_a_check_that_passes_does_not_stand_for_a_batch_that_hangs(
     artifact: Path, workshop: Workshop, expected: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    give_up = threading.Event()
-
-    def overdue(scheduler: Scheduler, limit_s: float) -> list[Job]:
-        return scheduler._running[:1] if give_up.is_set() else []
-
-    monkeypatch.setattr(Scheduler, "overdue", overdue)
-    monkeypatch.setattr("service.runtime.monitor.LOOK_S", 0.001)
-
     async def check() -> None:
         async with running(artifact, threads=2, instances=2) as server:
             hangs, slow = Hang(), Gate()
@@ -240,9 +230,9 @@ def test_a_check_that_passes_does_not_stand_for_a_batch_that_hangs(
             await server.until(slow.held.is_set)
             engine.fault = None
             workshop.may_open.clear()
-            give_up.set()
+            monitor, [scheduler] = server.serving._monitor, server.serving.models.devices.schedulers
+            monitor._give_up(scheduler.running()[0], scheduler)
             assert code_of(await lost) == "engine_failed"
-            give_up.clear()
             assert server.serving.state == "unhealthy"
             slow.go_on.set()
             workshop.may_open.set()
