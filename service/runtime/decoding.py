@@ -146,18 +146,21 @@ class DecodePool:
     def _decode_small(self, decoding: Decoding, index: int, image: bytes) -> Preprocessed | None:
         """Return the image preprocessed, or None if it is large: then it waits for its turn."""
         started, worked = time.monotonic(), time.thread_time()
-        prepared = prepare(image, decoding.spec, self._limits, decoding.keep_original)
-        if prepared.num_bytes > SMALL_BYTES:
-            self._set_aside(decoding, index, prepared)
-            return None
-        done = prepared.finish()
-        seconds = time.monotonic() - started
-        # What a thread waits for a core counts, as it will at the next image; but not without a limit, or one
-        # hiccup would make the pool look too slow for every deadline.
-        worked = time.thread_time() - worked
-        self._image_s = follow(self._image_s, min(seconds, MOST_WAITING * worked))
-        self._metrics.decoded(seconds)
-        return done
+        is_large = False
+        try:
+            prepared = prepare(image, decoding.spec, self._limits, decoding.keep_original)
+            if is_large := prepared.num_bytes > SMALL_BYTES:
+                self._set_aside(decoding, index, prepared)
+                return None
+            return prepared.finish()
+        finally:
+            if not is_large:
+                seconds = time.monotonic() - started
+                # What a thread waits for a core counts, as it will at the next image; but not without a
+                # limit, or one hiccup would make the pool look too slow for every deadline.
+                worked = time.thread_time() - worked
+                self._image_s = follow(self._image_s, min(seconds, MOST_WAITING * worked))
+                self._metrics.decoded(seconds)
 
     def _set_aside(self, decoding: Decoding, index: int, prepared: Prepared) -> None:
         num_bytes = prepared.num_bytes
@@ -181,11 +184,12 @@ class DecodePool:
         with self._memory.reserved(prepared.num_bytes):
             decoding.check_time()  # again, after waiting
             started = time.monotonic()
-            done = prepared.finish()
-        seconds = time.monotonic() - started
-        self._byte_s = follow(self._byte_s, seconds / prepared.num_bytes)
-        self._metrics.decoded(seconds)
-        return done
+            try:
+                return prepared.finish()
+            finally:
+                seconds = time.monotonic() - started
+                self._byte_s = follow(self._byte_s, seconds / prepared.num_bytes)
+                self._metrics.decoded(seconds)
 
 
 class Decoding:
