@@ -44,6 +44,7 @@ SPAWN = multiprocessing.get_context("spawn")  # a fork would copy the locks of t
 START_S = 120.0  # until a new process sends a message: it imports everything, perhaps on a busy machine
 # Pauses before a worker starts again, by how often it has died soon after its start; the last one repeats.
 PAUSES_S = (0.0, *RETRY_S[1:])
+ALONE_S = 1.0  # the longest of these pauses while no worker answers requests
 LEAST_HANG_S = 5.0  # --hang-timeout is meant for batches, and may be shorter than a busy machine needs
 MAX_SHOWN = 200  # characters of a bad message
 END_S = 10.0  # until a process that has closed its connection ends by itself
@@ -126,7 +127,13 @@ class Supervisor:
                 deaths = 1 if was_stable else deaths + 1
                 pause_s = PAUSES_S[min(deaths, len(PAUSES_S)) - 1]
                 logger.error("Worker %d: %s; the next one starts in %g s", number, why, pause_s)
-                await until(lambda: self._stopping, time.monotonic() + pause_s)
+                await self._pause(pause_s)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before a worker starts again; shortly if no other answers requests meanwhile."""
+        now = time.monotonic()
+        await until(lambda: self._stopping or self._any_ready(), now + min(seconds, ALONE_S))
+        await until(lambda: self._stopping or not self._any_ready(), now + seconds)
 
     async def _run(self, number: int) -> Member:
         """Run one process until it has ended."""
