@@ -155,6 +155,7 @@ class Scheduler:
                 if job.abandoned:
                     return  # another thread took this one's place
                 self._finish(job)
+            del job  # while idle, this thread would keep the answers, and with them an engine's memory
 
     def _finish(self, job: Job) -> None:
         self._running.remove(job)

@@ -52,8 +52,10 @@ def swap(repository: Repository) -> None:
 
 
 def test_nothing_of_a_swapped_model_waits_for_the_garbage_collector(repository: Repository) -> None:
-    """The collector runs rarely in a server."""
+    """The collector runs rarely in a server, and its threads may be idle for long."""
     model = repository.get(None)
+    for graph in model.graphs.values():
+        graph.probe()
     parts = [model, model.manifest]
     for graph in model.graphs.values():
         parts += [graph, graph.batcher, graph.meter, *graph.engines]
