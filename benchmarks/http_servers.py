@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -149,6 +150,8 @@ def running(server: Server, subject: Subject, files: Sequence[Path]) -> Iterator
         try:
             try:
                 _wait_until_ready(process, f"http://127.0.0.1:{port}{server.ready}")
+                if server.name in OWN:  # it is ready with its first worker
+                    _wait_for_workers(port, _workers(server, subject))
                 yield Running(target, process)
             except (ServerFailed, OSError) as error:  # also an error of the caller's block
                 log.seek(0)
@@ -219,9 +222,13 @@ def _command(server: Server, subject: Subject, port: int) -> list[str]:
     values = {
         "port": port,
         "artifact": _artifact(server, subject),
-        "workers": 1 if server.one else subject.workers,
+        "workers": _workers(server, subject),
     }
     return [python, *(part.format(**values) for part in server.command)]
+
+
+def _workers(server: Server, subject: Subject) -> int:
+    return 1 if server.one else subject.workers
 
 
 def _artifact(server: Server, subject: Subject) -> Path:
@@ -253,6 +260,17 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
                 return
         time.sleep(0.1)
     raise ServerFailed(f"it was not ready after {READY_S} s")
+
+
+def _wait_for_workers(port: int, count: int) -> None:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            ready = re.search(rb"^residuum_ready ([0-9.]+)$", response.read(), re.MULTILINE)
+        if ready is not None and float(ready[1]) == count:
+            return
+        time.sleep(0.1)
+    raise ServerFailed(f"not all of its workers were ready after {READY_S} s")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
