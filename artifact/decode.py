@@ -87,6 +87,7 @@ class Opened(NamedTuple):
     """An image file of which only the header was read."""
 
     num_bytes: int  # of memory that `load` takes at most, beside the file
+    scale: int  # at which `load` decodes
     load: Callable[[], Decoded]  # raises ImageError
 
 
@@ -108,13 +109,13 @@ def open_image(data: bytes, limits: Limits, min_side: int = 0) -> Opened:
             check_pixels(frame.width, frame.height, limits.max_pixels)
             scale = jpeg.scale_for(frame.width, frame.height, min_side)
             num_bytes = _bytes_of_jpeg(file, frame, scale)
-            return Opened(num_bytes, partial(_load_jpeg, file, frame, limits, min_side))
+            return Opened(num_bytes, scale, partial(_load_jpeg, file, frame, limits, min_side))
     if image_format == "webp":  # Pillow takes memory for all pixels when it opens such a file
         width, height = webp_size(data)
         check_pixels(width, height, limits.max_pixels)
-        return Opened(_WEBP_BYTES * width * height, lambda: _Picture(data, image_format, limits).load())
+        return Opened(_WEBP_BYTES * width * height, 1, lambda: _Picture(data, image_format, limits).load())
     picture = _Picture(data, image_format, limits)
-    return Opened(picture.num_bytes, partial(picture.load, min_side))
+    return Opened(picture.num_bytes, picture.scale(min_side), partial(picture.load, min_side))
 
 
 def decode(data: bytes, limits: Limits, min_side: int = 0) -> Decoded:
@@ -165,15 +166,22 @@ class _Picture:
         """The memory that `load` takes at most: of the pixels as stored, and as returned."""
         assert self._image is not None
         stored = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}.get(self._image.mode, 4)
-        return (stored + 4) * self._image.width * self._image.height
+        tile_width, tile_height = _tile_size(self._image)
+        tile_bytes = (stored + 4) * tile_width * tile_height  # libtiff takes whole tiles
+        return (stored + 4) * self._image.width * self._image.height + tile_bytes
+
+    def scale(self, min_side: int) -> int:
+        """Return the scale at which `load` decodes."""
+        assert self._image is not None
+        return jpeg.scale_for(*self._image.size, min_side) if self._format == "jpeg" else 1
 
     def load(self, min_side: int = 0) -> Decoded:
         """Return the photograph; raise ImageError if it cannot be decoded."""
         image = self._image
         assert image is not None
         with self._errors():
-            full, scale = image.size, 1
-            if self._format == "jpeg" and (scale := jpeg.scale_for(*full, min_side)) > 1:
+            full, scale = image.size, self.scale(min_side)
+            if scale > 1:
                 image.draft(None, (full[0] // scale, full[1] // scale))
             image.load()
             # Pillow turns a TIFF upright by itself while it loads it.
@@ -217,11 +225,17 @@ def _check_size(image: ImageFile.ImageFile, limits: Limits) -> None:
     if isinstance(image, BmpImagePlugin.BmpImageFile) and image.info.get("compression") in (1, 2):
         limit = min(limit, _MAX_RUN_LENGTH_PIXELS)
     check_pixels(*image.size, limit)
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        width, height = (image.tag_v2.get(tag, 1) for tag in _TILE_SIZE)
-        if not (isinstance(width, int) and isinstance(height, int)):
-            raise damage("tiff", cut=False)
-        check_pixels(width, height, limit)  # libtiff allocates whole tiles, even for a small image
+    check_pixels(*_tile_size(image), limit)
+
+
+def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return the size of a TIFF's tiles, which libtiff allocates even for a small image; (0, 0) without."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, 0
+    width, height = (image.tag_v2.get(tag, 0) for tag in _TILE_SIZE)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise damage("tiff", cut=False)
+    return width, height
 
 
 def _strips_cut(image: ImageFile.ImageFile | None, num_bytes: int) -> bool:

@@ -102,7 +102,7 @@ def prepare(data: bytes, spec: Preprocessing, limits: Limits, keep_original: boo
     if spec.crop > spec.resize:
         raise ValueError(f"the crop of {spec.crop} pixels is larger than the resized side of {spec.resize}")
     opened = open_image(data, limits, scaled_min_side(spec))
-    whole = open_image(data, limits) if keep_original and spec.scaled_decoding else opened
+    whole = open_image(data, limits) if keep_original and opened.scale > 1 else opened
 
     def finish() -> Preprocessed:
         decoded = opened.load()

@@ -217,7 +217,7 @@ class Batcher:
         return self._waiting[0].queued if self._waiting and self._state in RUNS and not all_busy else None
 
     def seconds_to_wait(self, now: float) -> float:
-        """Return the seconds until the next batch is full, or its first entry has waited long enough.
+        """Return the seconds until the next batch is full, or its first entry can wait no longer.
 
         While all cores decode rows that will come, waiting for some of them saves processor time.
         """

@@ -28,9 +28,8 @@ class Forecast:
         if not (done or took_s > expected_s * self.ratio):
             return
         measured = took_s / expected_s
-        if (
-            expected_s < LEAST_S
-        ):  # it can only heal a ratio that is too high: under short deadlines nothing else is admitted
+        if expected_s < LEAST_S:
+            # This can only heal a ratio that is too high: under short deadlines nothing longer is admitted.
             measured = max(1.0, measured)
             if measured >= self.ratio:
                 return

@@ -11,7 +11,8 @@ from service.batching.types import Runner
 
 # What an entry may wait for others that are being decoded: batches of one, but at most so many full batches.
 COMPANY, MOST_COMPANY = 8, 2
-HASTE = 2.0
+# The room that a batch leaves to its first entry's deadline: times its own seconds, and for waking a thread.
+HASTE, WAKING_S = 2.0, 0.02
 
 
 class Runners:
@@ -62,8 +63,8 @@ class Runners:
         return seconds * min(1.0, most_pace / self.pace)
 
     def seconds_in_haste(self, num_rows: int) -> float:
-        """Return how long before the first deadline a batch of that many begins, although more may join."""
-        return HASTE * self.seconds_for(num_rows)
+        """Return how long before its first entry's deadline a batch begins, although more may join."""
+        return HASTE * self.seconds_for(num_rows) + WAKING_S
 
     def company_s(self, num_expected: int) -> float:
         """Return how long an entry may wait for others; so many are decoded or wait for it.

@@ -93,7 +93,7 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
     while more and num_bytes <= max_bytes:
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                holding.stop = partial(limit.reschedule, 0)
+                holding.stop = partial(end, limit)
                 message = await request.receive()
         except TimeoutError as error:
             holding.check()
@@ -115,9 +115,17 @@ async def chunks_of(request: Request, settings: Settings, max_bytes: int, what: 
     holding.complete()
 
 
+def end(limit: asyncio.Timeout) -> None:
+    """Let a time limit pass now, if it has not passed."""
+    if not limit.expired():
+        limit.reschedule(0)
+
+
 def holding_of(request: Request) -> Holding:
     """Return what counts the bytes of a request; without limits if the gate has not made one."""
-    holding: Holding = request.scope.setdefault(HOLDING, HeldBytes().hold())
+    holding: Holding | None = request.scope.get(HOLDING)
+    if holding is None:
+        holding = request.scope[HOLDING] = HeldBytes().hold()
     return holding
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +15,7 @@ from starlette.types import Scope
 from artifact.errors import ResiduumError
 from service.batching.types import DeadlineMissed, QueueFull
 from service.errors import DeadlineExceeded, Overloaded
+from service.http.body import HOLDING, end
 from service.http.problems import retry_after
 from service.runtime.lifecycle import Serving
 
@@ -86,6 +88,8 @@ async def slow_down(scope: Scope, error: ResiduumError) -> None:
     client: Client | None = scope.get(CLIENT)
     if client is None or not isinstance(error, QueueFull | DeadlineMissed | Overloaded):
         return
+    if (holding := scope.get(HOLDING)) is not None:
+        holding.release()  # its files are gone already
     if (early_s := client.seconds_early()) > 0:
         await asyncio.sleep(min(early_s, SLOWED_S))
     client.tell_to_wait(error.retry_after_s)
@@ -107,13 +111,9 @@ async def while_client_waits(request: Request, deadline: float, work: Coroutine[
         watcher = asyncio.create_task(_tell_when_gone(request, client))
     limit = asyncio.timeout(max(0.0, deadline - time.monotonic()))
 
-    def stop() -> None:
-        if not limit.expired():
-            limit.reschedule(0)
-
     try:
         async with limit:
-            with client.watched(stop):
+            with client.watched(partial(end, limit)):
                 return await work
     except TimeoutError as error:
         if not limit.expired():  # the work's own

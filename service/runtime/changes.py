@@ -181,9 +181,10 @@ class Changes:
             if self._models.missing.get(change.name) != error.detail:
                 logger.error("%s is not served by this worker: %s", change.name, error.detail)
             self._models.miss(change.name, error.detail)
-            self._lacking[change.name] = change
             if isinstance(error, LoadTimedOut):  # each attempt may cost a thread that never ends
-                del self._lacking[change.name]
+                self._lacking.pop(change.name, None)
+            else:
+                self._lacking[change.name] = change
             return None
         self._lacking.pop(change.name, None)
         return made

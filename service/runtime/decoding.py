@@ -174,7 +174,8 @@ class DecodePool:
         with self._lock:
             if self._closed:
                 raise Closed("the server stopped before this image was decoded")
-            decoding.check_time((self._large_bytes + num_bytes) * self._byte_s / self._num_threads)
+            if self._large_bytes:  # otherwise it runs, whatever it takes: only what runs heals an estimate
+                decoding.check_time((self._large_bytes + num_bytes) * self._byte_s / self._num_threads)
             self._num_large += 1
             self._large_bytes += num_bytes
             decoding.set_aside(index, prepared)
@@ -183,12 +184,12 @@ class DecodePool:
     def _decode_large(self, decoding: Decoding, prepared: Prepared) -> Preprocessed:
         with self._memory.reserved(prepared.num_bytes):
             decoding.check_time()  # again, after waiting
-            started = time.monotonic()
+            started, worked = time.monotonic(), time.thread_time()
             try:
                 return prepared.finish()
             finally:
-                seconds = time.monotonic() - started
-                self._byte_s = follow(self._byte_s, seconds / prepared.num_bytes)
+                seconds, worked = time.monotonic() - started, time.thread_time() - worked
+                self._byte_s = follow(self._byte_s, min(seconds, MOST_WAITING * worked) / prepared.num_bytes)
                 self._metrics.decoded(seconds)
 
 

@@ -55,11 +55,13 @@ class DrawingPool:
             TimeoutError: the deadline has passed.
         """
         gone = Event()
-        future = self._threads.submit(self._draw, steps, gone, deadline)
+        drawing = [steps]  # emptied when nobody waits: the executor keeps it until a thread is free
+        future = self._threads.submit(self._draw, drawing, gone, deadline)
         try:
             return await asyncio.wrap_future(future)
         finally:
             gone.set()
+            drawing.clear()
             if not future.done():  # it has a place of its own until its next step
                 with self._lock:
                     self._places += 1
@@ -68,8 +70,12 @@ class DrawingPool:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _draw(self, steps: Steps[bytes], gone: Event, deadline: float) -> bytes:
+    def _draw(self, drawing: list[Steps[bytes]], gone: Event, deadline: float) -> bytes:
         started = time.monotonic()
+        try:
+            steps = drawing.pop()
+        except IndexError:
+            raise TimeoutError("the request of the drawing is over") from None
         while True:
             if gone.is_set() or time.monotonic() > deadline:
                 steps.close()

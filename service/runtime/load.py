@@ -13,15 +13,16 @@ from service.errors import Overloaded
 
 RESERVE = 1 / 8  # of the memory for bodies, for those of at most SMALL_BODY
 SMALL_BODY = 2**20
+FULL = "The images that wait take as much memory as the server gives them."
 LOOK_S = 0.02  # how often the event loop's lag is measured
 FORGET = 0.8  # of the lag, what a smaller measurement leaves
 
 
 class HeldBytes:
-    """The bytes of all bodies that come or have come and are not answered yet, within a limit.
+    """The bytes of all bodies that have come and are not answered yet, within a limit.
 
-    The bytes that a head declares count from the start. Where there is no room for a body, a larger one that
-    is still coming gives way: so clients that send much, or stop in the middle, do not keep small images out.
+    Where there is no room for a body, larger ones that are still coming give way: so clients that send much,
+    or stop in the middle, do not keep small images out.
 
     Args:
         limit_bytes: the most that may be held. It bounds what waits where time alone does not: large files,
@@ -31,35 +32,40 @@ class HeldBytes:
     def __init__(self, limit_bytes: float = inf) -> None:
         self._limit_bytes = limit_bytes
         self.num_bytes = 0
-        self._coming: set[Holding] = set()
+        self.coming: set[Holding] = set()
+        self.coming_bytes = 0  # of `num_bytes`, what may still have to give way
 
     def hold(self, declared: int = 0) -> Holding:
-        """Return what one request holds: the bytes that it declares, at first; raise Overloaded.
+        """Return what one request holds: nothing yet.
 
         A body that is too long for an idle server is left to the route, which knows how long a body may be.
+
+        Raises:
+            Overloaded: there would be no room for the declared bytes, whatever gave way.
         """
+        if declared <= self._limit_for(declared) < self.num_bytes - self.coming_bytes + declared:
+            raise Overloaded(FULL)
         holding = Holding(self)
-        if declared <= self.limit_for(declared):
-            self._grow(holding, declared)
-        self._coming.add(holding)
+        self.coming.add(holding)
         return holding
 
-    def limit_for(self, num_bytes: int) -> float:
+    def make_room(self, num_more: int, holding: Holding) -> None:
+        """Let larger bodies give way until that many bytes more fit; raise Overloaded if they never will."""
+        num_bytes = holding.num_bytes + num_more
+        too_many = self.num_bytes + num_more - self._limit_for(num_bytes)
+        if too_many <= 0:
+            return
+        larger = [other for other in self.coming if other.num_bytes > num_bytes]
+        if sum(other.num_bytes for other in larger) < too_many:
+            raise Overloaded(FULL)
+        for other in sorted(larger, key=lambda other: other.num_bytes, reverse=True):
+            if too_many > 0:
+                too_many -= other.num_bytes
+                other.give_way()
+
+    def _limit_for(self, num_bytes: int) -> float:
         """Return how much may be held with a body of that size; large ones leave small ones some room."""
         return self._limit_bytes * (1 - RESERVE if num_bytes > SMALL_BODY else 1)
-
-    def _grow(self, holding: Holding, num_bytes: int) -> None:
-        """Let a request hold that many bytes, if it does not hold more; raise Overloaded."""
-        num_more = num_bytes - holding.num_bytes
-        if num_more <= 0:
-            return
-        while self.num_bytes + num_more > self.limit_for(num_bytes):
-            larger = [other for other in self._coming if other.num_bytes > num_bytes]
-            if not larger:
-                raise Overloaded("The images that wait take as much memory as the server gives them.")
-            max(larger, key=lambda other: other.num_bytes).give_way()
-        self.num_bytes += num_more
-        holding.num_bytes = num_bytes
 
 
 class Holding:
@@ -68,11 +74,10 @@ class Holding:
     While its body comes it may have to give way: then `gave_way` is set, and `stop` is called.
     """
 
-    __slots__ = ("_all", "_num_come", "gave_way", "num_bytes", "stop")
+    __slots__ = ("_of", "gave_way", "num_bytes", "stop")
 
     def __init__(self, of: HeldBytes) -> None:
-        self._all = of
-        self._num_come = 0
+        self._of = of
         self.num_bytes = 0
         self.gave_way = False
         self.stop: Callable[[], None] | None = None
@@ -80,15 +85,12 @@ class Holding:
     def add(self, num_bytes: int) -> None:
         """Count bytes that have come; raise Overloaded if there is no room for them."""
         self.check()
-        self._num_come += num_bytes
-        self._all._grow(self, self._num_come)
+        self._of.make_room(num_bytes, self)
+        self._count(num_bytes)
 
     def drop(self, num_bytes: int) -> None:
         """Count bytes no more that the request has let go of."""
-        if not self.gave_way:
-            self._num_come -= num_bytes
-            self.num_bytes -= num_bytes
-            self._all.num_bytes -= num_bytes
+        self._count(-min(num_bytes, self.num_bytes))
 
     def check(self) -> None:
         """Raise Overloaded if the request had to give way."""
@@ -98,7 +100,9 @@ class Holding:
     def complete(self) -> None:
         """Note that the whole body has come: from now on the request gives way to none."""
         self.check()
-        self._all._coming.discard(self)
+        if self in self._of.coming:
+            self._of.coming.remove(self)
+            self._of.coming_bytes -= self.num_bytes
 
     def give_way(self) -> None:
         """Let go of everything, and stop the request."""
@@ -109,9 +113,14 @@ class Holding:
 
     def release(self) -> None:
         """Count none of the request's bytes any more."""
-        self._all._coming.discard(self)
-        self._all.num_bytes -= self.num_bytes
-        self.num_bytes = 0
+        self._count(-self.num_bytes)
+        self._of.coming.discard(self)
+
+    def _count(self, num_more: int) -> None:
+        self.num_bytes += num_more
+        self._of.num_bytes += num_more
+        if self in self._of.coming:
+            self._of.coming_bytes += num_more
 
 
 class Memory:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ MARGIN = 6 * 2**20  # strips, rows, the allocator
 # What a process of its own takes at most, as the kernel counts it, beside what it had before.
 MEASURE = """
 import sys
+import zlib
 from pathlib import Path
 from artifact.image_bytes import Limits
 from artifact.manifest import Preprocessing
@@ -145,3 +148,15 @@ def test_what_waits_to_be_drawn_is_small(size: tuple[int, int]) -> None:
             box, (width, height, width, height), image.model_box, size * 2, strict=True
         )
     )
+
+
+def test_a_tile_counts_that_is_larger_than_its_image() -> None:
+    """libtiff takes memory for whole tiles."""
+    tile = zlib.compress(bytes(2048 * 2048))
+    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, 2048), (323, 2048)]
+    tags += [(324, 8), (325, len(tile))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile + struct.pack("<H", len(tags)) + entries
+    prepared = prepare(data + bytes(4), SPEC, Limits())
+    assert prepared.num_bytes > 2048 * 2048
+    assert prepared.finish().format == "tiff"

@@ -22,7 +22,7 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 
-from artifact.preprocess import preprocess
+from artifact.preprocess import prepare
 from service.batching.batcher import Batcher
 from service.batching.scheduler import MAX_OVERTAKEN, Scheduler
 from service.batching.types import Runner
@@ -226,9 +226,9 @@ def test_hurt_05_images_are_decoded_while_the_engine_is_busy_and_it_runs_while_o
             if data == IMAGES[1]:
                 begun.set()
                 assert go_on.wait(60)
-            return preprocess(data, *args)
+            return prepare(data, *args)
 
-        monkeypatch.setattr(decoding, "preprocess", slow)
+        monkeypatch.setattr(decoding, "prepare", slow)
         second = thread.submit(here.ask, 1)
         assert begun.wait(60)
         # Another thread decodes this one, where there are two; its pixels come ready to run here anyway.

@@ -13,7 +13,7 @@ from service.http.waiting import serving_of
 router = APIRouter(prefix="/health", tags=["health"])
 
 
-@router.get("/live", summary="Tell whether the process answers")
+@router.get("/live", summary="Tell whether the process answers", response_model_exclude_defaults=True)
 @follows(WATCHED)
 async def live() -> Status:
     return Status(status="live")

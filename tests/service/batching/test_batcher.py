@@ -125,9 +125,9 @@ def test_an_entry_waits_for_rows_that_are_on_their_way(engine: Doubler) -> None:
 
 
 def test_no_entry_waits_for_others_until_it_is_late(engine: Doubler) -> None:
-    batcher = make(engine, ms=1, max_wait_ms=3_600_000)
+    batcher = make(engine, ms=400, max_wait_ms=3_600_000)
     with batcher.admit(1):  # whose row does not come
-        [future] = batcher.submit([row(1)], time.monotonic() + 0.5)
+        [future] = batcher.submit([row(1)], time.monotonic() + 2)
         assert value_of(future) == 2
     batcher.close()
 

@@ -22,63 +22,71 @@ def come(held: HeldBytes, num_bytes: int) -> Holding:
     return holding
 
 
+def coming(held: HeldBytes, num_bytes: int) -> Holding:
+    """A request of whose body so many bytes have come."""
+    holding = held.hold()
+    holding.add(num_bytes)
+    return holding
+
+
 def test_what_is_held_is_limited_and_given_back() -> None:
     held = HeldBytes(100)
-    first, second = held.hold(), come(held, 40)
-    first.add(20)
-    first.add(20)
-    first.complete()
+    first, second = come(held, 40), come(held, 40)
     with pytest.raises(Overloaded):
         held.hold(30)
     third = held.hold(20)
+    third.add(20)
     with pytest.raises(Overloaded):
-        third.add(21)
+        third.add(1)
     first.release()
     first.release()
     assert held.num_bytes == 60
-    held.hold(40)
+    third.drop(15)
+    assert held.num_bytes == 45
     second.release()
     third.release()
-    assert held.num_bytes == 40
+    assert (held.num_bytes, held.coming_bytes) == (0, 0)
+    held.hold(101)  # the route says how long a body may be
 
 
-def test_what_is_declared_counts_once() -> None:
+def test_what_is_only_declared_keeps_nobody_out() -> None:
     held = HeldBytes(100)
-    holding = held.hold(60)
-    assert held.num_bytes == 60
-    holding.add(50)
-    assert held.num_bytes == 60
-    holding.add(20)  # more than declared
-    assert held.num_bytes == 70
-    holding.drop(30)
-    assert held.num_bytes == 40
-    assert held.hold(101).num_bytes == 0  # the route says how long a body may be
+    silent = [held.hold(100) for _ in range(50)]
+    assert come(held, 100).num_bytes == 100
+    assert not any(one.gave_way for one in silent)
 
 
 def test_the_largest_that_is_still_coming_gives_way() -> None:
     held = HeldBytes(100)
-    done, small, large, larger = come(held, 25), held.hold(10), held.hold(30), held.hold(35)
+    done, small, large, larger = come(held, 25), coming(held, 10), coming(held, 30), coming(held, 35)
     stopped: list[str] = []
     large.stop, larger.stop = lambda: stopped.append("large"), lambda: stopped.append("larger")
-    newest = held.hold(20)
+    newest = held.hold(70)  # there is room for it if both give way
+    newest.add(20)
     assert stopped == ["larger"]
-    assert held.num_bytes == 85
-    newest.add(25)
-    assert stopped == ["larger"]
-    small.add(25)
+    assert (held.num_bytes, held.coming_bytes) == (85, 60)
+    newest.add(5)
+    small.add(15)
     assert stopped == ["larger", "large"]
     for gone in (large, larger):
         with pytest.raises(Overloaded):
             gone.add(1)
         with pytest.raises(Overloaded):
             gone.complete()
+    for one in (done, small, newest, large):
+        one.release()
+    assert (held.num_bytes, held.coming_bytes) == (0, 0)
+
+
+def test_nobody_gives_way_for_nothing() -> None:
+    held = HeldBytes(100)
+    come(held, 80)
+    uploading, newest = coming(held, 15), coming(held, 5)
     with pytest.raises(Overloaded):
-        newest.add(40)  # only smaller ones are left, and what has come
-    done.release()
-    small.release()
-    newest.release()
-    large.release()
-    assert held.num_bytes == 0
+        newest.add(50)
+    with pytest.raises(Overloaded):
+        held.hold(30)
+    assert not uploading.gave_way
 
 
 def test_large_bodies_leave_small_ones_some_room() -> None:

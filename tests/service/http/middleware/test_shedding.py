@@ -149,7 +149,8 @@ def test_with_a_cache_the_answer_may_be_known() -> None:
 def test_what_waits_takes_no_more_memory_than_it_may() -> None:
     server = FullOf("nix")
     assert ask(server, "/classify", length=1000)[0] == 200
-    other = server.held_bytes.hold(1)
+    other = server.held_bytes.hold()
+    other.add(1)
     other.complete()
     status, problem, scope = ask(server, "/classify", length=1000)
     assert (status, problem["code"], scope["route"].path) == (503, "overloaded", "/classify")

@@ -39,6 +39,8 @@ def test_what_is_held_is_what_the_body_takes(body: bytes, encoding: str) -> None
 
 def test_a_body_that_grows_beyond_the_memory_is_refused() -> None:
     held = HeldBytes(SIZE)
-    held.hold(len(BODY)).complete()
+    other = held.hold()
+    other.add(len(BODY))
+    other.complete()
     with pytest.raises(Overloaded):
         read(held)
