@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
-from threading import Lock, RLock, Thread
+from threading import Lock, Thread
 
 from artifact.errors import ResiduumError
 from artifact.manifest import Preprocessing
@@ -23,14 +23,12 @@ from artifact.preprocess import ImageError, Limits, Prepared, Preprocessed, prep
 from engines.machine import BEHIND, go_behind_the_loop, name_this_thread
 from service.batching.smoothing import follow
 from service.batching.types import Closed
+from service.runtime.decode_request import Decoding, Pending, Then
 from service.runtime.load import Memory
 from service.telemetry.metrics import Metrics
 
 MOST_WAITING = 4.0  # an estimate counts this many times the processor time of an image at most
 SMALL_BYTES = 32 * 2**20  # of memory that decoding takes; a baseline JPEG of 8 megapixels
-
-# What a request is told on a thread of the pool: its images in order, or what is wrong with them.
-Then = Callable[[list[Preprocessed] | Exception], None]
 
 
 class DecodePool:
@@ -45,14 +43,12 @@ class DecodePool:
         self._limits = limits
         self._metrics = metrics
         self._memory = Memory(max_bytes)
-        self._lock = RLock()
-        self._num_pending = 0  # images that wait for a thread or have one
-        self._num_large = 0  # of these, those that were found to be large
-        self._large_bytes = 0  # the memory that these will take
+        self._pending = Pending(metrics)
+        self._lock = Lock()  # of the queues: nothing comes behind what ends the threads
         self._image_s = 0.01
         self._byte_s = 2e-9  # of a large image
         self._small: SimpleQueue[tuple[Decoding, int] | None] = SimpleQueue()
-        self._large: SimpleQueue[tuple[Decoding, int, int] | None] = SimpleQueue()
+        self._large: SimpleQueue[tuple[Decoding, int] | None] = SimpleQueue()
         self._closed = False
         for _ in range(num_threads):
             Thread(target=self._work_on_small, name="decode", daemon=True).start()
@@ -60,8 +56,7 @@ class DecodePool:
 
     def seconds_for(self, num_images: int) -> float:
         """Return the seconds until that many more small images should be done, after those that wait."""
-        num_ahead = max(0, self._num_pending - self._num_large)
-        return (num_ahead + num_images) * self._image_s / self._num_threads
+        return (self._pending.num_small + num_images) * self._image_s / self._num_threads
 
     def preprocess(
         self,
@@ -84,11 +79,11 @@ class DecodePool:
         Raises:
             Closed: after `close`.
         """
-        decoding = Decoding(images, spec, then, self._count, keep_original, deadline, late)
-        with self._lock:  # so that nothing is queued behind what ends the threads
+        decoding = Decoding(images, spec, then, self._pending, keep_original, deadline, late)
+        with self._lock:
             if self._closed:
                 raise Closed("the server decodes no more images")
-            self._count(len(images))
+            self._pending.add_small(len(images))
             for index in range(len(images)):
                 self._small.put((decoding, index))
         return decoding
@@ -100,11 +95,6 @@ class DecodePool:
             for _ in range(self._num_threads):
                 self._small.put(None)
                 self._large.put(None)
-
-    def _count(self, num_more: int) -> None:
-        with self._lock:
-            self._num_pending += num_more
-            self._metrics.decoding(self._num_pending)
 
     def _work_on_small(self) -> None:
         name_this_thread("decode")
@@ -119,16 +109,25 @@ class DecodePool:
         name_this_thread("decode-large")
         go_behind_the_loop(2 * BEHIND)
         while (item := self._large.get()) is not None:
-            decoding, index, num_bytes = item
+            decoding, index = item
             if (prepared := decoding.begin_large(index)) is not None:
-                self._note(decoding, index, partial(self._decode_large, decoding, prepared))
-            with self._lock:
-                self._num_large -= 1
-                self._large_bytes -= num_bytes
+                work = partial(self._decode_large, decoding, prepared)
+                self._note(decoding, index, work, prepared.num_bytes)
+                del work
             del item, decoding, prepared
 
-    def _note(self, decoding: Decoding, index: int, work: Callable[[], Preprocessed | None]) -> None:
-        """Do the work, and note what became of the image; the work returns None if it was set aside."""
+    def _note(
+        self,
+        decoding: Decoding,
+        index: int,
+        work: Callable[[], Preprocessed | None],
+        large_bytes: int = 0,
+    ) -> None:
+        """Do the work, and note what became of the image; the work returns None if it was set aside.
+
+        Args:
+            large_bytes: the memory of a large image; 0: it has waited as a small one.
+        """
         outcome: Preprocessed | Exception | None
         try:
             if self._closed:
@@ -140,7 +139,10 @@ class DecodePool:
         except Exception as error:  # what we did not foresee is the request's, not the thread's
             outcome = error
         if outcome is not None:
-            self._count(-1)
+            if large_bytes:
+                self._pending.add_large(-1, -large_bytes)
+            else:
+                self._pending.add_small(-1)
             decoding.note(index, outcome)
 
     def _decode_small(self, decoding: Decoding, index: int, image: bytes) -> Preprocessed | None:
@@ -174,12 +176,11 @@ class DecodePool:
         with self._lock:
             if self._closed:
                 raise Closed("the server stopped before this image was decoded")
-            if self._large_bytes:  # otherwise it runs, whatever it takes: only what runs heals an estimate
-                decoding.check_time((self._large_bytes + num_bytes) * self._byte_s / self._num_threads)
-            self._num_large += 1
-            self._large_bytes += num_bytes
+            ahead = self._pending.large_bytes
+            if ahead:  # otherwise it runs, whatever it takes: only what runs heals an estimate
+                decoding.check_time((ahead + num_bytes) * self._byte_s / self._num_threads)
             decoding.set_aside(index, prepared)
-            self._large.put((decoding, index, num_bytes))
+            self._large.put((decoding, index))
 
     def _decode_large(self, decoding: Decoding, prepared: Prepared) -> Preprocessed:
         with self._memory.reserved(prepared.num_bytes):
@@ -191,93 +192,3 @@ class DecodePool:
                 seconds, worked = time.monotonic() - started, time.thread_time() - worked
                 self._byte_s = follow(self._byte_s, min(seconds, MOST_WAITING * worked) / prepared.num_bytes)
                 self._metrics.decoded(seconds)
-
-
-class Decoding:
-    """The images of a request in the pool: some wait, some are done.
-
-    Args:
-        count: called with the number by which the images that wait or have a thread change.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[bytes],
-        spec: Preprocessing,
-        then: Then,
-        count: Callable[[int], None],
-        keep_original: bool,
-        deadline: float | None,
-        late: Callable[[], Exception],
-    ) -> None:
-        self.spec = spec
-        self.keep_original = keep_original
-        self._deadline = deadline
-        self._late = late
-        self._waiting: dict[int, bytes] = dict(enumerate(images))
-        self._set_aside: dict[int, Prepared] = {}  # large images, which wait for their turn
-        self._outcomes: list[Preprocessed | Exception | None] = [None] * len(images)
-        self._num_left = len(images)
-        self._then: Then | None = then  # None: it was called, or nobody waits for it
-        self._count = count
-        self._lock = Lock()
-
-    def begin(self, index: int) -> bytes | None:
-        """Return an image, which belongs to the caller from now on; None if nobody wants it any more."""
-        with self._lock:
-            return self._waiting.pop(index, None)
-
-    def begin_large(self, index: int) -> Prepared | None:
-        """Return an image that was set aside; None if nobody wants it any more."""
-        with self._lock:
-            return self._set_aside.pop(index, None)
-
-    def set_aside(self, index: int, prepared: Prepared) -> None:
-        """Keep a large image until its turn, unless nobody wants it any more."""
-        with self._lock:
-            if self._then is not None:
-                self._set_aside[index] = prepared
-                return
-        self._count(-1)
-
-    def check_time(self, takes_s: float = 0.0) -> None:
-        """Raise what `late` makes if the deadline has passed, or will have passed after so many seconds."""
-        if self._deadline is not None and time.monotonic() + takes_s > self._deadline:
-            raise self._late()
-
-    def cancel(self) -> None:
-        """Let go of all images; a thread that has one finishes it, for nobody."""
-        with self._lock:
-            num_waiting = len(self._waiting) + len(self._set_aside)
-            self._waiting.clear()
-            self._set_aside.clear()
-            self._outcomes.clear()
-            self._then = None
-        if num_waiting:
-            self._count(-num_waiting)
-
-    def note(self, index: int, outcome: Preprocessed | Exception) -> None:
-        """Note what became of an image; the last one calls `then`."""
-        with self._lock:
-            if self._then is None:
-                return
-            self._outcomes[index] = outcome
-            self._num_left -= 1
-            if self._num_left:
-                return
-            then, self._then = self._then, None
-            outcomes, self._outcomes = self._outcomes, []
-        done = [outcome for outcome in outcomes if isinstance(outcome, Preprocessed)]
-        then(done if len(done) == len(outcomes) else _first_error(outcomes))
-
-
-def _first_error(outcomes: Sequence[Preprocessed | Exception | None]) -> Exception:
-    """Return the error of the first image that failed; of several images the error says which one."""
-    index, error = next(
-        (index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)
-    )
-    if not isinstance(error, ImageError) or len(outcomes) == 1:
-        return error
-    named = type(error)(error.code, f"Image {index}: {error.detail}", error.hint, image_index=index)
-    named.__cause__ = error
-    return named

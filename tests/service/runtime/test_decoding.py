@@ -233,8 +233,10 @@ def test_who_leaves_takes_large_files_along_too(tight: DecodePool) -> None:
         leaving = Told(tight, [file])
         Told(tight, [png(2)]).images  # noqa: B018  # what came before has been set aside
         assert sys.getrefcount(file) > before
+        held_bytes = tight._pending.large_bytes
         leaving.decoding.cancel()
         assert sys.getrefcount(file) == before
+        assert tight._pending.large_bytes == held_bytes - 48_000  # no other large image waits for it
     assert len(first.images) == 1
     assert leaving.nothing
 
